@@ -1,0 +1,50 @@
+// What the ops share: bfloat16, strided reading of numpy arrays, threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+// numpy has no bfloat16: Python passes it as uint16.
+struct bfloat16 {
+    uint16_t bits;
+};
+
+inline float to_float(float x) { return x; }
+
+inline float to_float(bfloat16 x) {
+    const uint32_t bits = uint32_t(x.bits) << 16;
+    float y;
+    std::memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+template <typename T> T from_float(float x);
+
+template <> inline float from_float<float>(float x) { return x; }
+
+// To nearest, ties to even, as torch does.
+template <> inline bfloat16 from_float<bfloat16>(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fc0};
+    return {uint16_t((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16)};
+}
+
+inline bool is_bfloat16(const py::array &a) { return a.dtype().kind() == 'u' && a.itemsize() == 2; }
+
+// Calls f(begin, end) on `threads` near-equal parts of [0, n); f must not throw nor touch Python.
+template <typename F> void parallel(int64_t threads, int64_t n, F f) {
+    threads = std::max<int64_t>(1, std::min(threads, n));
+    std::vector<std::thread> others;
+    for (int64_t t = 1; t < threads; ++t) others.emplace_back(f, n * t / threads, n * (t + 1) / threads);
+    f(0, n / threads);
+    for (auto &other : others) other.join();
+}

@@ -1,0 +1,9 @@
+// infoutil_fast._C: fast versions of the ops for the CPU, over numpy arrays. infoutil_fast/dispatch.py calls them; ops.py has checked the arguments.
+#include <pybind11/pybind11.h>
+
+void bind_masked_patches(pybind11::module_ &m);
+
+PYBIND11_MODULE(_C, m) {
+    m.doc() = "Fast versions of infoutil_fast.ops for the CPU, over numpy arrays (bfloat16 as uint16).";
+    bind_masked_patches(m);
+}

@@ -1,0 +1,97 @@
+"""Batched augmentation of uint8 images [N, C, H, W]; every draw comes from the generator given."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+
+def flip(images: Tensor, generator: Generator) -> Tensor:
+    """Mirror each image left to right with probability one half."""
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+def shift(images: Tensor, pixels: int, generator: Generator) -> Tensor:
+    """Move each image by up to `pixels` in both directions, zeros outside (pad and random crop)."""
+    n, _, h, w = images.shape
+    dy, dx = torch.randint(0, 2 * pixels + 1, (2, n), generator=generator)
+    padded = F.pad(images, [pixels] * 4)
+    rows = dy[:, None] + torch.arange(h)  # [N, H]
+    columns = dx[:, None] + torch.arange(w)  # [N, W]
+    return padded.permute(0, 2, 3, 1)[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def random_box(h: int, w: int, scale: tuple[float, float], ratio: tuple[float, float], generator: Generator) -> tuple[int, int, int, int]:
+    """Top, left, height, width of a random resized crop: area share in `scale`, width / height in `ratio` (Szegedy et al. 2015).
+
+    Ten tries, then the largest centred box whose aspect is within `ratio`, as torchvision does.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        u, v = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        area = h * w * (scale[0] + u * (scale[1] - scale[0]))
+        aspect = math.exp(low + v * (high - low))
+        bw, bh = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < bw <= w and 0 < bh <= h:
+            top = int(torch.randint(0, h - bh + 1, (), generator=generator))
+            left = int(torch.randint(0, w - bw + 1, (), generator=generator))
+            return top, left, bh, bw
+    bw, bh = min(w, round(h * ratio[1])), min(h, round(w / ratio[0]))
+    return (h - bh) // 2, (w - bw) // 2, bh, bw
+
+
+def resized_crop(
+    images: Tensor, size: int, scale: tuple[float, float], generator: Generator, ratio: tuple[float, float] = (3 / 4, 4 / 3)
+) -> Tensor:
+    """One random resized crop of each image, bilinear and antialiased, [N, C, size, size]."""
+    h, w = images.shape[2:]
+    crops = []
+    for image in images:
+        top, left, bh, bw = random_box(h, w, scale, ratio, generator)
+        crop = image[None, :, top : top + bh, left : left + bw]
+        crops.append(crop if (bh, bw) == (size, size) else resize(crop, size))
+    return torch.cat(crops)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """To [N, C, size, size], bilinear and antialiased; unchanged where it already fits."""
+    if images.shape[2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
+def shuffle_patches(images: Tensor, factor: int, generator: Generator) -> Tensor:
+    """Permute the `factor` columns, then the `factor` rows of patches, of each image on its own (RDED's training)."""
+    if factor == 1:
+        return images
+    for dim in (3, 2):
+        n, size = len(images), images.shape[dim]
+        order = torch.rand(n, factor, generator=generator).argsort(1)  # [N, factor]
+        pixel = (order[:, :, None] * (size // factor) + torch.arange(size // factor)).flatten(1)  # [N, size]
+        shape = [n, 1, 1, 1]
+        shape[dim] = size
+        images = images.gather(dim, pixel.view(shape).expand_as(images))
+    return images
+
+
+def cutmix(images: Tensor, generator: Generator, alpha: float = 1.0) -> tuple[Tensor, Tensor, float]:
+    """Paste one random box of a shuffled batch into the batch (Yun et al. 2019).
+
+    Returns the mixed images, which image [N] each box came from, and the area share that stayed.
+    """
+    h, w = images.shape[2:]
+    # Beta(alpha, alpha) from two Gamma draws: torch.distributions takes no generator
+    a, b = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator).tolist()
+    cut = math.sqrt(1 - a / (a + b))
+    bh, bw = int(h * cut), int(w * cut)
+    cy, cx = (int(torch.randint(0, side, (), generator=generator)) for side in (h, w))
+    top, bottom = max(cy - bh // 2, 0), min(cy + bh // 2, h)
+    left, right = max(cx - bw // 2, 0), min(cx + bw // 2, w)
+    mixed = images.clone()
+    other = torch.randperm(len(images), generator=generator)
+    mixed[:, :, top:bottom, left:right] = images[other, :, top:bottom, left:right]
+    return mixed, other, 1 - (bottom - top) * (right - left) / (h * w)

@@ -1,0 +1,58 @@
+"""Which device and number format to run on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from infoutil_fast.types import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one; a device asked for by name that is not here is refused."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cuda = torch.cuda.is_available()
+    if name != "cpu" and not (cuda and name.split(":")[0] == "cuda"):
+        raise InputError(f"device {name!r} is not here; possible: auto, cpu{', cuda' if cuda else ''}")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the device multiplies it natively, float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if native_bfloat16(device) else torch.float32
+    if name not in DTYPES:
+        raise InputError(f"dtype {name!r} is not known; possible: auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and any(flag in flags.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to bfloat16 or float16; does nothing for other formats."""
+    low = dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(device.type, dtype if low else torch.bfloat16, enabled=low)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every submodule's own mode again outside."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,31 @@
+"""One file a method: its first docstring line is the help, its frozen `Config` the options, its `distill` the algorithm."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import re
+from dataclasses import fields
+from importlib import import_module
+from types import ModuleType
+
+from infoutil_fast.types import InputError
+
+
+def available() -> tuple[str, ...]:
+    """Names of the methods: the files of this folder."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__)))
+
+
+def load(name: str) -> ModuleType:
+    """The module of a method. Raises `InputError` with the known names."""
+    if name not in available():
+        raise InputError(f"no method is called {name!r}; known: {', '.join(available())}")
+    return import_module(f"{__name__}.{name}")
+
+
+def comments(config: type) -> dict[str, str]:
+    """The comment behind each field of a configuration: its documentation, and the help of its option."""
+    source = inspect.getsource(config)
+    found = {m[1]: m[2].strip() for m in re.finditer(r"^ +(\w+):[^#\n]*#(.*)$", source, re.MULTILINE)}
+    return {f.name: found.get(f.name, "") for f in fields(config)}

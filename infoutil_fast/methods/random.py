@@ -1,0 +1,50 @@
+"""Random: whole images or random windows of random images, softly labelled: the control that no table may lack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from infoutil_fast.data import Source
+from infoutil_fast.memory import Stages
+from infoutil_fast.selection import Run, keep, shard
+from infoutil_fast.teacher import Teacher
+from infoutil_fast.types import ClassShard, InputError
+from infoutil_fast.windows import file_generator, random_windows, whole_windows
+
+
+@dataclass(frozen=True)
+class Config:
+    ipc: int = 10  # distilled images per class
+    factor: int = 0  # factor^2 pieces are stitched into an image; 0: 1 for whole images, else 2 from 96 px on, 1 below
+    pool: int = 300  # images per class to choose from
+    seed: int = 0  # of the pool and the choice
+    windows: str = "whole"  # whole images, or random windows (area share 0.08 to 1, as RDED's)
+
+
+def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int], run: Run) -> Iterator[ClassShard]:
+    """One finished shard of each class in `labels`."""
+    if cfg.windows not in ("whole", "random"):
+        raise InputError(f"no windows are called {cfg.windows!r}; known: whole, random")
+    for label in labels:
+        stage = Stages(teacher.device)
+        pool = source.pool(label, cfg.pool, cfg.seed)
+        with stage("cut"):
+            generators = [file_generator(cfg.seed, label, source.train.names[i]) for i in pool]
+            tried = whole_windows(source.train, pool) if cfg.windows == "whole" else random_windows(source.train, pool, 1, generators)
+        kept = keep(
+            source,
+            teacher,
+            label,
+            tried,
+            cfg.ipc * cfg.factor**2,
+            per_image=1,
+            side=teacher.facts.size // cfg.factor,
+            score="random",
+            score_at="native",
+            direction="high",
+            seed=cfg.seed,
+            run=run,
+            stage=stage,
+        )
+        yield shard(teacher, label, kept, cfg.factor, run, stage)

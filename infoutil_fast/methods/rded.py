@@ -1,0 +1,53 @@
+"""RDED: random windows, the ones the teacher finds easiest, stitched, softly labelled (CVPR 2024, arXiv:2312.03526)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from infoutil_fast.data import Source
+from infoutil_fast.memory import Stages
+from infoutil_fast.selection import Kept, Run, keep, shard
+from infoutil_fast.teacher import Teacher
+from infoutil_fast.types import ClassShard
+from infoutil_fast.windows import file_generator, random_windows
+
+
+@dataclass(frozen=True)
+class Config:
+    ipc: int = 10  # distilled images per class
+    factor: int = 0  # factor^2 windows are stitched into an image; 0: 2 from 96 px on, 1 below
+    pool: int = 300  # images per class to choose from
+    seed: int = 0  # of the pool and the windows
+    crops: int = 5  # random windows tried per image
+    score_at: str = "pad"  # size of a window when it is scored: native, pad, resize
+
+
+def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int], run: Run) -> Iterator[ClassShard]:
+    """One finished shard of each class in `labels`. Image j holds ranks j, n + j, 2n + j, 3n + j, as in RDED's code."""
+    for label in labels:
+        stage = Stages(teacher.device)
+        pool = source.pool(label, cfg.pool, cfg.seed)
+        with stage("cut"):
+            generators = [file_generator(cfg.seed, label, source.train.names[i]) for i in pool]
+            tried = random_windows(source.train, pool, cfg.crops, generators)
+        kept = keep(
+            source,
+            teacher,
+            label,
+            tried,
+            cfg.ipc * cfg.factor**2,
+            per_image=cfg.crops,
+            side=teacher.facts.size // cfg.factor,
+            score="loss",
+            score_at=cfg.score_at,
+            direction="low",
+            seed=cfg.seed,
+            run=run,
+            stage=stage,
+        )
+        order = torch.arange(len(kept.scores)).view(cfg.factor**2, cfg.ipc).T.flatten().numpy()
+        spread = Kept(kept.windows[order], kept.crops[order], kept.scores[order], kept.index[order])
+        yield shard(teacher, label, spread, cfg.factor, run, stage)

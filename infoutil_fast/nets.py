@@ -1,0 +1,157 @@
+"""Networks by name: ConvNet, ResNets with an ImageNet or a small-image stem."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from infoutil_fast.types import InputError
+
+NAMES = (
+    "convnet<depth>[-w<width>][-in]",
+    "resnet10[-small]",
+    "resnet18[-small]",
+    "resnet50[-small]",
+    "torchvision:<name>",
+    "timm:<name>",
+)
+ALIASES = {"resnet18_modified": "resnet18-small", "resnet50_modified": "resnet50-small"}
+
+
+class ConvNet(nn.Sequential):
+    """depth x (3x3 convolution, norm, ReLU, 2x2 average pool), then one linear layer (Gidaris & Komodakis 2018; baselines of DC and RDED).
+
+    Input [N, 3, size, size]; logits [N, classes]. `norm` is "bn" (RDED) or "in" (DC, MTT, TESLA: GroupNorm(C, C)).
+    """
+
+    def __init__(self, classes: int, size: int, depth: int = 3, width: int = 128, norm: str = "bn"):
+        if size >> depth < 1:
+            raise InputError(f"convnet{depth} halves the image {depth} times: {size} px is too small (at least {1 << depth})")
+        blocks: list[nn.Module] = []
+        channels = 3
+        for _ in range(depth):
+            blocks += [
+                nn.Conv2d(channels, width, 3, padding=1),
+                nn.BatchNorm2d(width) if norm == "bn" else nn.GroupNorm(width, width),
+                nn.ReLU(),
+                nn.AvgPool2d(2),
+            ]
+            channels = width
+        super().__init__(*blocks, nn.Flatten(), nn.Linear(width * (size >> depth) ** 2, classes))
+
+
+class Basic(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        self.downsample = _shortcut(inputs, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(y + self.downsample(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 and a shortcut, the stride in the 3x3 (ResNet v1.5)."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, width * 4, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width * 4)
+        self.relu = nn.ReLU()
+        self.downsample = _shortcut(inputs, width * 4, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+        return self.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class ResNet(nn.Module):
+    """ResNet (He et al. 2016), parameter names as in torchvision. `small`: 3x3 stride-1 stem and no max-pool, for 32 to 64 px."""
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def __init__(self, block: type[Basic] | type[Bottleneck], depths: tuple[int, ...], classes: int, small: bool):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False) if small else nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU()
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        inputs = 64
+        for stage, depth in enumerate(depths):
+            layers = []
+            for i in range(depth):
+                layers.append(block(inputs, 64 << stage, 2 if stage and not i else 1))
+                inputs = (64 << stage) * block.expansion
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(inputs, classes)
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+RESNETS: dict[str, tuple[type[Basic] | type[Bottleneck], tuple[int, ...]]] = {
+    "resnet10": (Basic, (1, 1, 1, 1)),
+    "resnet18": (Basic, (2, 2, 2, 2)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+
+
+def build(name: str, classes: int, size: int) -> nn.Module:
+    """A freshly initialised net in channels_last; `size` is the side of its input in pixels.
+
+    Raises `InputError` with the known names when `name` is none of them, and when the net cannot take images of that size.
+    """
+    if classes < 1 or size < 1:
+        raise InputError(f"{name} for {classes} classes and {size} px images: both must be at least 1")
+    name = ALIASES.get(name, name)
+    net: nn.Module
+    if name.startswith(("torchvision:", "timm:")):
+        from infoutil_fast import zoo  # slow imports, only here
+
+        net = zoo.untrained(name, classes, size)
+    elif m := re.fullmatch(r"conv(?:net)?(\d)(?:-w([1-9]\d*))?(?:-(bn|in))?", name):
+        net = ConvNet(classes, size, int(m[1]), int(m[2] or 128), m[3] or "bn")
+    elif m := re.fullmatch(r"(resnet\d+)(-small)?", name):
+        if m[1] not in RESNETS:
+            raise _unknown(name)
+        net = ResNet(*RESNETS[m[1]], classes, small=bool(m[2]))
+    else:
+        raise _unknown(name)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _unknown(name: str) -> InputError:
+    return InputError(f"no net is called {name!r}; known: {', '.join(NAMES)}")

@@ -1,0 +1,92 @@
+"""The accelerated ops. Each body is the definition, in plain torch; its fast versions bear the same name in `kernels/` and `csrc/`."""
+
+from __future__ import annotations
+
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from infoutil_fast.dispatch import Backend, accelerated
+from infoutil_fast.types import InputError
+
+FLOATS = (torch.float32, torch.bfloat16)
+
+
+def _check_masked_patches(
+    images: Tensor, masks: Tensor, grid: tuple[int, int], fill: float | Tensor, dtype: torch.dtype | None, out: Tensor | None
+) -> None:
+    if images.ndim != 4 or images.dtype not in FLOATS or images.shape[1] == 0:
+        raise InputError(f"images must be [B, C, H, W] float32 or bfloat16, not {_what(images)}")
+    B, C, H, W = images.shape
+    rows, cols = grid
+    if not (1 <= rows <= H and 1 <= cols <= W):
+        raise InputError(f"a {H}x{W} image has no {rows}x{cols} grid: every patch needs a pixel (1 to {H} rows, 1 to {W} columns)")
+    if masks.ndim != 2 or masks.dtype != torch.bool or masks.shape[1] != rows * cols:
+        raise InputError(f"masks must be [M, {rows * cols}] bool for a {rows}x{cols} grid, not {_what(masks)}")
+    if isinstance(fill, Tensor):
+        shapes = [(C,), (C, H, W), (B, C, H, W)]
+        if fill.shape not in shapes or fill.dtype not in FLOATS:
+            raise InputError(f"fill must be a number or a float32 or bfloat16 tensor of shape {shapes}, not {_what(fill)}")
+    elif not isinstance(fill, Real):
+        raise InputError(f"fill must be a number or a tensor, not {type(fill).__name__}")
+    if dtype not in (None, *FLOATS):
+        raise InputError(f"dtype must be float32 or bfloat16, not {dtype}")
+    if out is not None:
+        want = (B * masks.shape[0], C, H, W)
+        right = out.shape == want and out.dtype == (dtype or images.dtype) and out.is_contiguous(memory_format=torch.channels_last)
+        if not right:
+            raise InputError(f"out must be {list(want)} {dtype or images.dtype} in channels_last, not {_what(out)} with strides {out.stride()}")
+    for name, tensor in (("masks", masks), ("fill", fill), ("out", out)):
+        if isinstance(tensor, Tensor) and tensor.device != images.device:
+            raise InputError(f"{name} is on {tensor.device} and images on {images.device}: both must be on one device")
+
+
+def _what(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+@accelerated(cpu="cpp", cuda="triton", check=_check_masked_patches)
+def masked_patches(
+    images: Tensor,
+    masks: Tensor,
+    grid: tuple[int, int],
+    fill: float | Tensor = 0.0,
+    *,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Every image under every coalition of patches: pixels of absent patches are replaced by `fill`.
+
+    Pixel (y, x) lies in patch (y * rows // H) * cols + x * cols // W: patches are rectangles, row by row, of sizes that differ by at most one pixel.
+
+    Args:
+        images: [B, C, H, W] float32 or bfloat16, any strides, H >= rows and W >= cols.
+        masks: [M, rows * cols] bool, True where the patch is kept.
+        grid: (rows, cols).
+        fill: a number, or float32 or bfloat16 [C], [C, H, W] or [B, C, H, W] (a baseline image).
+        dtype: float32 or bfloat16, by default that of the images. Images and fill are rounded to it.
+        out: written and returned if given: [B * M, C, H, W], channels_last, of that dtype; it may not overlap the inputs.
+        backend: "auto", "torch", "triton" (CUDA) or "cpp" (CPU). All give the same bits (of a NaN, only that it is one).
+
+    Returns:
+        [B * M, C, H, W] in channels_last, row b * M + m holds image b under coalition m. It carries no gradient.
+
+    Raises:
+        InputError: shapes, dtypes, devices or the backend do not fit.
+    """
+    B, C, H, W = images.shape
+    M, N = len(masks), H * W * C  # N: the output's memory is [B, M, N]
+    rows, cols = grid
+    if out is None:
+        out = torch.empty(B * M, C, H, W, dtype=dtype or images.dtype, device=images.device, memory_format=torch.channels_last)
+    row = torch.arange(H, device=images.device) * rows // H  # [H], of the patch that holds the pixel
+    col = torch.arange(W, device=images.device) * cols // W  # [W]
+    keep = masks.reshape(M, rows, cols).index_select(2, col.repeat_interleave(C)).index_select(1, row).view(M, N)
+    shown = images.to(out.dtype).permute(0, 2, 3, 1).reshape(B, 1, N)
+    base = fill if isinstance(fill, Tensor) else torch.full((), fill, dtype=torch.float32, device=images.device)
+    base = base[:, None, None] if base.ndim == 1 else base
+    hidden = base.to(out.dtype).expand(B, C, H, W).permute(0, 2, 3, 1).reshape(B, 1, N)
+    torch.where(keep, shown, hidden, out=out.permute(0, 2, 3, 1).view(B, M, N))
+    return out

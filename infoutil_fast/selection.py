@@ -1,0 +1,83 @@
+"""What the training-free methods share: score the windows tried, keep the best, stitch them, ask the teacher for labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infoutil_fast.augment import resize
+from infoutil_fast.data import Source
+from infoutil_fast.memory import Stages
+from infoutil_fast.teacher import Teacher, refuse_nan
+from infoutil_fast.types import ClassShard, Windows
+from infoutil_fast.utility import window_scores
+from infoutil_fast.windows import best_of_image, file_generator, rank, stitch, take
+
+
+@dataclass(frozen=True)
+class Run:
+    """How to run, apart from what to make: none of it belongs to a method's configuration."""
+
+    dtype: torch.dtype = torch.float32  # of the Shapley forwards; scores and labels are float32
+    batch: int = 64  # forwards at once
+    workers: int = 0  # threads that read images
+    label_teacher: Teacher | None = None  # None: the teacher itself
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The windows that a class keeps, best first."""
+
+    windows: Windows  # [n]
+    crops: Tensor  # [n, 3, s, s] uint8
+    scores: Tensor  # [n] float32
+    index: np.ndarray  # [n] int64, place among the windows tried
+
+
+def keep(
+    source: Source,
+    teacher: Teacher,
+    label: int,
+    tried: Windows,
+    count: int,
+    *,
+    per_image: int,
+    side: int,
+    score: str,
+    score_at: str,
+    direction: str,
+    seed: int,
+    run: Run,
+    stage: Stages,
+) -> Kept:
+    """Score `tried`, `per_image` windows of each image at `side` pixels; of each image the preferred one, of those the `count` preferred."""
+    with stage("cut"):
+        crops = take(source.train, tried, side, run.workers)
+    with stage("utility"):
+        scores = window_scores(teacher, crops, label, score, score_at, file_generator(seed, label, "scores"), run.batch)
+        refuse_nan(scores[:, None], [source.train.names[i] for i in tried.image], teacher.facts.name)
+    with stage("select"):
+        one = best_of_image(scores, per_image, direction)
+        index = one[rank(scores[one], count, direction)]
+    return Kept(tried[index.numpy()], crops[index], scores[index], index.numpy())
+
+
+def shard(teacher: Teacher, label: int, kept: Kept, factor: int, run: Run, stage: Stages, heat: Tensor | None = None) -> ClassShard:
+    """Stitch each factor^2 consecutive windows; soft labels are the label teacher's logits of each window at its own full side."""
+    oracle = run.label_teacher or teacher
+    with stage("label"):
+        logits = oracle.logits(resize(kept.crops, oracle.facts.size), batch=run.batch)
+        refuse_nan(logits, [f"window {i} of class {label}" for i in range(len(logits))], oracle.facts.name)
+    return ClassShard(
+        label,
+        stitch(kept.crops, factor),
+        logits.cpu().unflatten(0, (-1, factor * factor)),
+        kept.windows,
+        kept.scores.numpy(),
+        {} if heat is None else {"heat": heat.cpu().numpy()},
+        dict(stage.seconds),
+        dict(stage.peak_bytes),
+    )

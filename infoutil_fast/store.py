@@ -1,0 +1,162 @@
+"""A distilled set on disk: write, resume, read. See DESIGN in CONTRIBUTING.md for the layout of the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from infoutil_fast.types import ClassShard, InputError
+
+FORMAT = 1
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write whole or not at all: to a .part file, synced, renamed. The folder is made where missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The meta.json of a set. Raises `InputError` for a folder that is not a set."""
+    file = path / "meta.json"
+    if not file.is_file():
+        what = "does not exist" if not path.exists() else "has no meta.json"
+        raise InputError(f"{path} is not a distilled set: it {what}")
+    try:
+        meta = json.loads(file.read_text())
+        known = meta["format"] == FORMAT
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is not the meta.json of a distilled set ({type(error).__name__}: {error})") from error
+    if not known:
+        raise InputError(f"{path} has format {meta['format']}, this version reads format {FORMAT}")
+    return dict(meta)
+
+
+def begin(path: Path, meta: dict[str, Any], overwrite: bool) -> None:
+    """Start a set or go on with it. Raises `InputError` where something else stands there; only `overwrite` replaces a set."""
+    if (path / "meta.json").exists():
+        have = read_meta(path)
+        if not overwrite:
+            differs = [key for key in meta if have.get(key) != meta[key]]
+            if differs:
+                inner = [k for k in meta["config"] if have.get("config", {}).get(k) != meta["config"][k]] if "config" in differs else []
+                what = ", ".join([*(k for k in differs if k != "config"), *inner])
+                raise InputError(f"{path} holds a set made with another {what}: choose another folder, or --overwrite to replace it")
+            return
+        for name in ("images", "labels", "scores"):
+            shutil.rmtree(path / name, ignore_errors=True)
+        for name in ("timings.jsonl", "evaluations.jsonl", "report.html", "meta.json"):
+            (path / name).unlink(missing_ok=True)
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} exists and is not a distilled set: choose a new or empty folder")
+    try:
+        write_bytes(path / "meta.json", encode(meta))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def encode(meta: dict[str, Any]) -> bytes:
+    return (json.dumps(meta, indent=1) + "\n").encode()
+
+
+def folder(label: int) -> str:
+    return f"{label:05d}"
+
+
+def is_done(path: Path, label: int) -> bool:
+    """A class is finished when its scores, written last, are there."""
+    return (path / "scores" / f"{folder(label)}.npz").exists()
+
+
+def write_class(path: Path, shard: ClassShard, names: tuple[str, ...], pool: list[str], rank: int) -> None:
+    """Write one class; `names` are those of the source's training images. The scores come last: they mark the class as finished."""
+    for i, image in enumerate(shard.images):
+        buffer = BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+        write_bytes(path / "images" / folder(shard.label) / f"{i:05d}.png", buffer.getvalue())
+    write_bytes(path / "labels" / f"{folder(shard.label)}.safetensors", save({"soft": shard.soft.half().contiguous()}))
+    line = {"label": shard.label, "rank": rank, "seconds": shard.seconds, "peak_bytes": shard.peak_bytes}
+    with open(path / "timings.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+    w = shard.windows
+    arrays = {"image": w.image, "name": np.array([names[i] for i in w.image]), "top": w.top, "left": w.left, "size": w.size}
+    buffer = BytesIO()
+    np.savez(buffer, score=shard.scores, pool=np.array(pool), **arrays, **shard.extra)
+    write_bytes(path / "scores" / f"{folder(shard.label)}.npz", buffer.getvalue())
+
+
+@dataclass(frozen=True, eq=False)
+class DistilledSet(Dataset[tuple[Any, Any]]):
+    """PIL images with a label each, class by class; `labels` says which: an int, or float32 logits [k, C]."""
+
+    path: Path
+    meta: dict[str, Any]
+    files: tuple[Path, ...]
+    hard: Tensor  # [n] int64
+    soft: Tensor  # [n, k, C] float32 teacher logits of the k windows of each image
+    labels: str
+    transform: Callable[[Any], Any] | None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        image: Any = Image.open(self.files[index]).convert("RGB")
+        if self.transform is not None:
+            image = self.transform(image)
+        return image, int(self.hard[index]) if self.labels == "hard" else self.soft[index]
+
+    def pixels(self) -> Tensor:
+        """All images, uint8 [n, 3, S, S]."""
+        arrays = [np.asarray(Image.open(file).convert("RGB")) for file in self.files]
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def load(path: str | Path, labels: str = "hard", transform: Callable[[Any], Any] | None = None) -> DistilledSet:
+    """A finished set as a torch `Dataset` of (PIL image, label).
+
+    labels: "hard" gives the class number, "soft" the teacher's logits [k, C] float32 of the image's k windows.
+    transform: applied to each PIL image. Raises `InputError` for a folder that is not a set, and for one that is not finished.
+    """
+    path = Path(path)
+    if labels not in ("hard", "soft"):
+        raise InputError(f"no labels are called {labels!r}; known: hard, soft")
+    meta = read_meta(path)
+    missing = [label for label in range(len(meta["source"]["classes"])) if not is_done(path, label)]
+    if missing:
+        raise InputError(
+            f"{path} is not finished: {len(missing)} classes are missing, first {missing[0]}; run the same distill command again"
+        )
+    files: list[Path] = []
+    hard, soft = [], []
+    for label in range(len(meta["source"]["classes"])):
+        own = sorted((path / "images" / folder(label)).glob("*.png"))
+        try:
+            logits = load_file(path / "labels" / f"{folder(label)}.safetensors")["soft"].float()
+        except (SafetensorError, OSError, KeyError) as error:
+            raise InputError(f"{path}: the labels of class {label} cannot be read ({error})") from error
+        if len(own) != len(logits):
+            raise InputError(f"{path}: class {label} has {len(own)} images and {len(logits)} labels")
+        files += own
+        hard += [label] * len(own)
+        soft.append(logits)
+    return DistilledSet(path, meta, tuple(files), torch.tensor(hard), torch.cat(soft), labels, transform)

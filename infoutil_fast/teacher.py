@@ -1,0 +1,160 @@
+"""A teacher: a net, the side and normalisation of its input, and where it came from; checkpoints without pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from infoutil_fast import nets
+from infoutil_fast.data import Source
+from infoutil_fast.device import autocast
+from infoutil_fast.store import write_bytes
+from infoutil_fast.types import InputError
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint says of itself, and what a distilled set records of its teacher."""
+
+    name: str
+    size: int  # side of the input, pixels
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    epochs: int | None = None
+    accuracy: float | None = None  # on the whole validation split, where it was measured
+    spec: str = ""  # how to load it again
+    hash: str = ""  # of the weights, 16 hex digits
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A net in eval mode with its `Facts`."""
+
+    net: nn.Module
+    facts: Facts
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [N, 3, S, S] -> float32 [N, 3, S, S] on the net's device, channels_last, zero mean and unit variance over the source."""
+        return normalise(images.to(self.device), self.facts.mean, self.facts.std)
+
+    def logits(self, images: Tensor, dtype: torch.dtype = torch.float32, batch: int = 128) -> Tensor:
+        """Logits [N, C] float32 of uint8 images [N, 3, S, S]."""
+        with torch.inference_mode(), autocast(self.device, dtype):
+            parts = [self.net(self.normalise(part)).float() for part in images.split(batch)]
+        return torch.cat(parts) if parts else torch.empty(0, len(self.facts.classes), device=self.device)
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(images / 255 - mean) / std, float32, channels_last; `images` uint8 [N, C, H, W]."""
+    shift, scale = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
+    return ((images.float() / 255 - shift) / scale).contiguous(memory_format=torch.channels_last)
+
+
+def save_checkpoint(path: Path, net: nn.Module, facts: Facts) -> None:
+    """Weights and facts in one .safetensors file, written whole or not at all."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    described = {k: v for k, v in asdict(facts).items() if k not in ("spec", "hash")}
+    write_bytes(path, save(tensors, metadata={"infoutil_fast": json.dumps(described)}))
+
+
+def load_checkpoint(path: Path) -> Teacher:
+    """Read a file of `save_checkpoint`; executes nothing. Raises `InputError` for a missing, truncated or foreign file."""
+    if path.is_dir():
+        path = path / "last.safetensors"
+    if not path.is_file():
+        raise InputError(
+            f"no teacher at {path}: give a .safetensors file or a folder of `infoutil teach`, or one of {', '.join(nets.NAMES[-2:])}"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            described = (file.metadata() or {}).get("infoutil_fast")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read as .safetensors ({error}): is it truncated?") from error
+    if described is None:
+        raise InputError(f"{path} holds no infoutil_fast facts: it was not written by `infoutil teach`")
+    raw = json.loads(described)
+    facts = Facts(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+    net = nets.build(facts.name, len(facts.classes), facts.size)
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit a {facts.name}: {str(error).splitlines()[1].strip()}") from error
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return Teacher(net.eval(), replace(facts, spec=str(path), hash=digest))
+
+
+def load_teacher(spec: str, source: Source, device: torch.device) -> Teacher:
+    """A teacher for `source`: a checkpoint of `infoutil teach`, `torchvision:NAME` or `timm:NAME` with pretrained weights.
+
+    Raises `InputError` when its classes do not fit the source's.
+    """
+    if spec.startswith(("torchvision:", "timm:")):
+        from infoutil_fast import zoo  # slow imports, only here
+
+        found = zoo.load_pretrained(spec, source.classes)
+        tensors = b"".join(
+            v.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() for v in found.net.state_dict().values() if v.dim()
+        )
+        facts = Facts(
+            spec, found.size, tuple(found.mean), tuple(found.std), source.classes, spec=spec, hash=hashlib.sha256(tensors).hexdigest()[:16]
+        )
+        teacher = Teacher(found.net.eval(), facts)
+    else:
+        teacher = load_checkpoint(Path(spec))
+    check_classes(teacher.facts, source)
+    return replace(teacher, net=teacher.net.to(device, memory_format=torch.channels_last))
+
+
+def check_classes(facts: Facts, source: Source) -> None:
+    if len(facts.classes) != len(source.classes):
+        raise InputError(f"teacher {facts.name} has {len(facts.classes)} classes, {source.name} has {len(source.classes)}")
+    if facts.classes != source.classes:
+        pairs = zip(facts.classes, source.classes, strict=True)
+        index, (theirs, ours) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+        raise InputError(f"class {index} is {theirs!r} for teacher {facts.name} and {ours!r} in {source.name}: the class orders differ")
+
+
+def check_accuracy(teacher: Teacher, source: Source, *, seed: int = 0, count: int = 512, workers: int = 0) -> float:
+    """Share right on a seeded sample of the validation split.
+
+    Raises `InputError` at chance level (within three standard deviations of 1 / C), which is what a wrong class order or a
+    wrong normalisation looks like, and when an output is not finite, with the file's name.
+    """
+    rng = np.random.default_rng(seed)
+    picked = np.sort(rng.choice(len(source.val.labels), min(count, len(source.val.labels)), replace=False))
+    logits = torch.cat(
+        [teacher.logits(source.val.batch(part, teacher.facts.size, workers)) for part in np.array_split(picked, -(-len(picked) // 64))]
+    )
+    refuse_nan(logits, [source.val.names[i] for i in picked], teacher.facts.name)
+    right = float((logits.argmax(1).cpu().numpy() == source.val.labels[picked]).mean())
+    chance = 1 / len(source.classes)
+    if right < chance + 3 * (chance * (1 - chance) / len(picked)) ** 0.5:
+        raise InputError(
+            f"teacher {teacher.facts.name} is right on {right:.1%} of {len(picked)} validation images of {source.name}, "
+            f"chance is {chance:.1%}: "
+            "wrong class order, normalisation or weights?"
+        )
+    return right
+
+
+def refuse_nan(values: Tensor, names: list[str], teacher: str) -> None:
+    """Raise `InputError` naming the first image whose row of `values` [N, ...] is not finite."""
+    bad = ~values.flatten(1).isfinite().all(1)
+    if bad.any():
+        raise InputError(
+            f"teacher {teacher} gives NaN or infinity on {int(bad.sum())} of {len(names)} images, first {names[int(bad.nonzero()[0])]}"
+        )

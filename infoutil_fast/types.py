@@ -1,0 +1,55 @@
+"""Frozen values that the layers pass to each other, and the one error that a user is meant to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used: says what was given and what is possible (exit code 2 on the command line)."""
+
+
+@dataclass(frozen=True)
+class Coalitions:
+    """Which patches each evaluation keeps, and the linear map from payoffs to Shapley values."""
+
+    masks: Tensor  # [M, d] bool, True where the patch is kept
+    solve: Tensor  # [d, M] float64: phi = values @ solve.T
+    name: str = "custom"
+
+    def to(self, device: torch.device) -> Coalitions:
+        return Coalitions(self.masks.to(device), self.solve.to(device), self.name)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """n square windows of source images, in pixels of the images as they are stored."""
+
+    image: np.ndarray  # [n] int64, position in the source's training split
+    top: np.ndarray  # [n] int64
+    left: np.ndarray  # [n] int64
+    size: np.ndarray  # [n] int64, side
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, index: np.ndarray | slice) -> Windows:
+        return Windows(self.image[index], self.top[index], self.left[index], self.size[index])
+
+
+@dataclass(frozen=True)
+class ClassShard:
+    """One finished class of a distilled set."""
+
+    label: int
+    images: Tensor  # [n, 3, S, S] uint8
+    soft: Tensor  # [n, k, C] float32, teacher logits of the k windows of each image
+    windows: Windows  # [n * k], image by image
+    scores: np.ndarray  # [n * k] float32, why each window was kept (the method's own score)
+    extra: dict[str, np.ndarray] = field(default_factory=dict)  # heat maps and the like, for the report
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    peak_bytes: dict[str, int] = field(default_factory=dict)  # by stage

@@ -1,0 +1,142 @@
+"""Windows of source images: placed by a heat map or at random, cut, ranked, stitched."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Generator, Tensor
+
+from infoutil_fast.augment import random_box
+from infoutil_fast.data import Split
+from infoutil_fast.types import InputError, Windows
+
+DIRECTIONS = ("high", "low", "medium")
+
+
+def file_generator(seed: int, label: int, name: str) -> Generator:
+    """Randomness of one file of one class: the same whatever rank, worker or restart reaches it."""
+    digest = hashlib.blake2b(f"{seed}/{label}/{name}".encode(), digest_size=8).digest()
+    return Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def pool_heat(heat: Tensor, width: int) -> Tensor:
+    """Mean of every `width` x `width` block of patches: heat [N, g, g] -> [N, g - width + 1, g - width + 1] (InfoUtil step 2)."""
+    if not 1 <= width <= heat.shape[-1]:
+        raise InputError(f"a window of {width} patches does not fit a grid of {heat.shape[-1]}")
+    return F.avg_pool2d(heat[:, None], width, stride=1)[:, 0]
+
+
+def noisy_cells(pooled: Tensor, crops: int, noise: float, generators: Sequence[Generator], distinct: bool = False) -> Tensor:
+    """Best cell of each pooled map [N, c, c] under fresh noise, `crops` times, the last time without: flat index [N, crops] int64.
+
+    Noise ~ N(0, (noise * std of the image's pooled map)^2), drawn anew for each crop but the last (InfoUtil step 3,
+    noise = 2, crops = 5). `distinct` forbids a cell that the image already has while others are left.
+    """
+    flat = pooled.flatten(1).cpu().double()
+    sigma = noise * flat.std(1, correction=0) if flat.shape[1] > 1 else torch.zeros(len(flat), dtype=flat.dtype)
+    cells = torch.empty(len(flat), crops, dtype=torch.int64)
+    for n, generator in enumerate(generators):
+        draws = torch.randn(crops - 1, flat.shape[1], generator=generator, dtype=torch.float64) * sigma[n]
+        scores = flat[n] + torch.cat([draws, torch.zeros(1, flat.shape[1], dtype=torch.float64)])  # [crops, cells]
+        order = range(crops - 1, -1, -1)  # the clean one first, so that it always keeps its cell
+        taken: list[int] = []
+        for crop in order:
+            if distinct and len(taken) < flat.shape[1]:
+                scores[crop, taken] = -torch.inf
+            best = int(scores[crop].argmax())
+            cells[n, crop] = best
+            taken.append(best)
+    return cells
+
+
+def windows_at(split: Split, positions: np.ndarray, cells: Tensor, grid: int, width: int) -> Windows:
+    """Windows of `width` patches at pooled cells [N, crops], on the centred square of each stored image; [N * crops], image by image."""
+    image, top, left, size = [], [], [], []
+    across = grid - width + 1
+    for position, row in zip(positions.tolist(), cells.tolist(), strict=True):
+        h, w = split.read(position).shape[:2]
+        square = min(h, w)
+        side = round(square * width / grid)
+        for cell in row:
+            y, x = divmod(cell, across)
+            image.append(position)
+            top.append(min((h - square) // 2 + round(square * y / grid), h - side))
+            left.append(min((w - square) // 2 + round(square * x / grid), w - side))
+            size.append(side)
+    return Windows(*(np.array(v, np.int64) for v in (image, top, left, size)))
+
+
+def random_windows(
+    split: Split, positions: np.ndarray, crops: int, generators: Sequence[Generator], scale: tuple[float, float] = (0.08, 1.0)
+) -> Windows:
+    """`crops` random square windows of each image, area share in `scale` (RDED's crop: random resized, aspect 1)."""
+    rows = []
+    for position, generator in zip(positions.tolist(), generators, strict=True):
+        h, w = split.read(position).shape[:2]
+        for _ in range(crops):
+            top, left, side, _ = random_box(h, w, scale, (1.0, 1.0), generator)
+            rows.append((position, top, left, side))
+    return Windows(*np.array(rows, np.int64).reshape(-1, 4).T)
+
+
+def whole_windows(split: Split, positions: np.ndarray) -> Windows:
+    """The centred square of each image."""
+    shapes = [split.read(p).shape[:2] for p in positions.tolist()]
+    return Windows(
+        positions.astype(np.int64),
+        *(
+            np.array(v, np.int64).reshape(-1)
+            for v in ([(h - min(h, w)) // 2 for h, w in shapes], [(w - min(h, w)) // 2 for h, w in shapes])
+        ),
+        np.array([min(s) for s in shapes], np.int64),
+    )
+
+
+def take(split: Split, windows: Windows, size: int, workers: int = 0) -> Tensor:
+    """Cut windows from the stored images and resize them (Pillow's bilinear filter, antialiased): uint8 [n, 3, size, size]."""
+    out = np.empty((len(windows), 3, size, size), np.uint8)
+
+    def cut(position: int) -> None:
+        pixels = split.read(position)
+        for i in np.flatnonzero(windows.image == position):
+            top, left, side = windows.top[i], windows.left[i], windows.size[i]
+            crop = pixels[top : top + side, left : left + side]
+            if side != size:
+                crop = np.asarray(Image.fromarray(np.ascontiguousarray(crop)).resize((size, size), Image.Resampling.BILINEAR))
+            out[i] = crop.transpose(2, 0, 1)
+
+    with ThreadPoolExecutor(max(workers, 1)) as threads:
+        list(threads.map(cut, np.unique(windows.image).tolist()))
+    return torch.from_numpy(out)
+
+
+def best_of_image(scores: Tensor, crops: int, direction: str) -> Tensor:
+    """Which of each image's `crops` windows its direction prefers: index into scores [N * crops], [N] int64. The first wins a tie."""
+    by_image = scores.view(-1, crops)
+    if direction == "medium":  # the crop nearest the middle of all
+        by_image = -(by_image - scores.median()).abs()
+    best = by_image.argmin(1) if direction == "low" else by_image.argmax(1)
+    return best + torch.arange(len(best)) * crops
+
+
+def rank(scores: Tensor, count: int, direction: str) -> Tensor:
+    """The `count` highest, lowest or most central of scores [N], best first, [count] int64; ties in the order given."""
+    if direction not in DIRECTIONS:
+        raise InputError(f"no direction is called {direction!r}; known: {', '.join(DIRECTIONS)}")
+    if direction != "medium":
+        return scores.argsort(descending=direction == "high", stable=True)[:count]
+    start = (len(scores) - count) // 2
+    return scores.argsort(stable=True)[start : start + count]
+
+
+def stitch(crops: Tensor, factor: int) -> Tensor:
+    """Each factor^2 consecutive crops as one image, row by row: [n * factor^2, C, s, s] -> [n, C, s * factor, s * factor]."""
+    _, c, s, _ = crops.shape
+    tiles = crops.view(-1, factor, factor, c, s, s)
+    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, c, factor * s, factor * s)
