@@ -118,6 +118,6 @@ py::array masked_patches(const py::array &images, const py::array_t<bool> &masks
 }  // namespace
 
 void bind_masked_patches(py::module_ &m) {
-    m.def("masked_patches", &masked_patches, py::arg("images"), py::arg("masks"), py::arg("grid"), py::arg("fill"), py::arg("dtype").none(true),
-          py::arg("out").none(true), py::arg("threads"));
+    m.def("masked_patches", &masked_patches, py::arg("images"), py::arg("masks"), py::arg("grid"), py::arg("fill"), py::arg("dtype"),
+          py::arg("out"), py::arg("threads"));
 }

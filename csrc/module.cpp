@@ -1,4 +1,4 @@
-// infoutil_fast._C: fast versions of the ops for the CPU, over numpy arrays. infoutil_fast/dispatch.py calls them; ops.py has checked the arguments.
+// infoutil_fast._C: fast versions of the ops for the CPU, over numpy arrays. dispatch.py calls them; ops.py has checked the arguments.
 #include <pybind11/pybind11.h>
 
 void bind_masked_patches(pybind11::module_ &m);

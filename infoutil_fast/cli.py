@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"infoutil: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"infoutil: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("infoutil: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -13,18 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from infoutil_fast import cifar, drawn
+from infoutil_fast import cifar, drawn, folders
 from infoutil_fast.types import InputError
 
 KINDS = (
     "a folder with train/ and val/ of class folders, an .npz with train_x, train_y, test_x and test_y, "
     "CIFAR-10 or CIFAR-100 python batches (folder or .tar.gz), 'digits' or 'demo'"
 )
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
-VAL_FOLDERS = ("val", "validation", "test")
 NPZ_KEYS = (("train_x", "train_y", "test_x", "test_y"), ("x_train", "y_train", "x_test", "y_test"))
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -135,72 +133,13 @@ def _default_size(short_sides: Sequence[int]) -> int:
     return 224 if median >= 160 else min((32, 64, 96, 128), key=lambda size: abs(size - median))
 
 
-# Image folders
-
-
 def _folder(root: Path) -> Source:
-    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    val = next((name for name in VAL_FOLDERS if name in folders), None)
-    if "train" not in folders or val is None:
-        inside = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
-        raise InputError(f"{root} needs train/ and val/ (or validation/, test/) with a folder for each class; it has {inside}")
-    classes = _class_folders(root / "train")
-    if strange := sorted(set(_class_folders(root / val)) - set(classes)):
-        raise InputError(
-            f"{root / val} has class {strange[0]!r}, which train/ has not ({len(strange)} such; train/ has {len(classes)} classes)"
-        )
-    train = _folder_split(root, "train", classes)
-    sampled = np.linspace(0, len(train) - 1, min(16, len(train))).astype(int)
-    size = _default_size([min(_image(root / train.names[i]).size) for i in sampled])
-    return Source(root.name, str(root), tuple(classes), train, _folder_split(root, val, classes), size, *IMAGENET)
-
-
-def _class_folders(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise InputError(f"{folder} has no class folders")
-    return names
-
-
-def _folder_split(root: Path, part: str, classes: Sequence[str]) -> Split:
-    names: list[str] = []
-    labels: list[int] = []
-    for label, class_name in enumerate(classes):
-        if not (root / part / class_name).is_dir():
-            continue  # a validation split may lack classes
-        found = sorted(_image_names(root, f"{part}/{class_name}"))
-        if not found:
-            raise InputError(f"class {class_name!r} has no image in {root / part / class_name} (known: {' '.join(EXTENSIONS)})")
-        names += found
-        labels += [label] * len(found)
-    return Split(tuple(names), np.array(labels, np.int64), partial(_read_file, root, tuple(names)))
-
-
-def _image_names(root: Path, under: str) -> Iterable[str]:
-    for folder, _, files in os.walk(root / under, followlinks=True):
-        relative = Path(folder).relative_to(root).as_posix()
-        yield from (f"{relative}/{name}" for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
-
-
-def _image(path: Path) -> Image.Image:
-    try:
-        return Image.open(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
-
-
-def _read_file(root: Path, names: Sequence[str], position: int) -> np.ndarray:
-    path = root / names[position]
-    with _image(path) as image:
-        try:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            if "transparency" in upright.info:  # a palette with alpha: through RGBA, then the alpha is dropped as for RGBA files
-                upright = upright.convert("RGBA")
-            return np.array(upright.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path} cannot be read as an image: {error}") from error
+    classes, train, val = folders.scan(root)
+    names = train[0]
+    sampled = np.linspace(0, len(names) - 1, min(16, len(names))).astype(int)
+    size = _default_size([folders.short_side(root / names[i]) for i in sampled])
+    train_split, val_split = (Split(names, labels, partial(folders.read, root, names)) for names, labels in (train, val))
+    return Source(root.name, str(root), classes, train_split, val_split, size, *IMAGENET)
 
 
 # Arrays
@@ -237,11 +176,13 @@ def _arrays(
     """A source over images held in memory, whose shapes and labels are checked here."""
     train_x, train_y = _checked(spec, "training", *train)
     val_x, val_y = _checked(spec, "validation", *val)
+    top = int(max(train_y.max(), val_y.max()))
+    if top >= (len(train_y) if classes is None else len(classes)):
+        there = f"{len(train_y)} training images" if classes is None else f"{len(classes)} class names"
+        raise InputError(f"{spec} has the label {top} but only {there}")
     if classes is None:
-        classes = tuple(str(label) for label in range(int(max(train_y.max(), val_y.max())) + 1))
-    if (top := int(max(train_y.max(), val_y.max()))) >= len(classes):
-        raise InputError(f"{spec} has the label {top} but only {len(classes)} class names")
-    if absent := np.flatnonzero(np.bincount(train_y, minlength=len(classes)) == 0).tolist():
+        classes = tuple(str(label) for label in range(top + 1))
+    if absent := sorted(set(range(len(classes))) - set(train_y.tolist())):
         raise InputError(f"{spec} has no training image of class {classes[absent[0]]!r} ({len(absent)} such)")
     size = _default_size([min(train_x.shape[1:3])])
     train_boxes, val_boxes = boxes or (None, None)
@@ -262,7 +203,7 @@ def _checked(spec: str, what: str, images: np.ndarray, labels: np.ndarray) -> tu
     if images.ndim == 3:
         images = images[..., None]
     fits = images.ndim == 4 and images.shape[3] in (1, 3) and images.dtype == np.uint8 and images.size > 0
-    if not fits or labels.size != len(images) or labels.shape[0] != len(images) or labels.dtype.kind not in "iu":
+    if not fits or labels.shape[:1] != (len(images),) or labels.size != len(images) or labels.dtype.kind not in "iu":
         raise InputError(f"{spec}: {shapes}; needed are uint8 images [N, H, W, 3], [N, 3, H, W] or [N, H, W] and integer labels [N], N > 0")
     labels = labels.reshape(-1).astype(np.int64)
     if labels.min() < 0:

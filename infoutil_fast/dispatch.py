@@ -1,7 +1,7 @@
 """Which version of an op runs: its torch body, its Triton kernel or its C++ function, all under one name.
 
-The op `f` in `ops.py` is the definition. `kernels/f.py::f` and `_C.f` are its fast versions: they take the same arguments by the same names and
-give the same bits. `accelerated` says which of them belongs to which device.
+The op `f` in `ops.py` is the definition. `kernels/f.py::f` and `_C.f` are its fast versions: they take the same arguments by the same names
+and give the same bits. `accelerated` says which of them belongs to which device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 
 from infoutil_fast.types import InputError
 
-Backend = Literal["auto", "torch", "triton", "cpp"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -53,9 +52,9 @@ def accelerated(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate the torch body of an op: calls go to the fastest version that is installed, or to the one that `backend=` names.
 
-    `cpu` and `cuda` name the version that the benchmark found fastest there ("torch" where there is no other); every other device runs the body.
-    `check` gets the op's arguments by name before any version sees them and raises `InputError`. The first argument is a tensor and its device
-    decides; a keyword `backend` must be in the body's signature and is taken out here. Ops carry no gradient.
+    `cpu` and `cuda` name the version that the benchmark found fastest there ("torch" where there is no other); other devices run the body.
+    `check` gets the op's arguments by name before any version sees them and raises `InputError`. The first argument is a tensor and its
+    device decides; a keyword `backend` must be in the body's signature and is taken out here. Ops carry no gradient.
 
     Raises `InputError` when the backend asked for by name cannot run on that device or is not installed.
     """
@@ -65,6 +64,7 @@ def accelerated(
         name = body.__name__
         signature = inspect.signature(body)
         first = next(iter(signature.parameters))
+        call: Callable[..., R] = body
 
         @functools.wraps(body)
         def op(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -78,7 +78,7 @@ def accelerated(
             version = _choose(name, device, asked, fastest.get(device, "torch"))
             with torch.no_grad():
                 if version == "torch":
-                    return body(**given)
+                    return call(**given)
                 if version == "triton":
                     return getattr(importlib.import_module(f"infoutil_fast.kernels.{name}"), name)(**given)
                 return _call_cpp(name, given)

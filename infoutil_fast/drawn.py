@@ -45,7 +45,7 @@ def paint(split: str, index: int, label: int, bare: bool = False) -> tuple[np.nd
     for _ in range(int(12 * blobs)):
         _blob(canvas, words(8))
     words = _Words(STREAMS[split, "object"], index)
-    cover, colours = _object(label, words(12))
+    cover, colours = _object(label, words(11))
     touched = cover[0] + cover[1] + cover[2] > 0
     rows, columns = np.flatnonzero(touched.any(1)), np.flatnonzero(touched.any(0))
     cover = cover[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # [3, h, w]
@@ -99,7 +99,7 @@ Y, X = np.mgrid[0:SIZE, 0:SIZE] + 0.5  # pixel centres, [64, 64] each
 def _field(u: np.ndarray) -> np.ndarray:
     """A colour field [64, 64, 3] from 4 x 4 random colours of one family, anything from plain to patchy."""
     hue, saturation, value = u[1] * u[2:].reshape(3, 4, 4) + (1 - u[1]) * u[2::16, None, None]
-    points = _rgb(u[0] + 0.3 * hue, 0.1 + 0.4 * saturation, 0.3 + 0.6 * value)  # [4, 4, 3]
+    points = _rgb(u[0] + 0.3 * hue, 0.1 + 0.4 * saturation, 0.25 + 0.5 * value)  # [4, 4, 3]
     across = _added(RAMP[k, :, None, None] * points[k] for k in range(4))  # [64, 4, 3]
     return _added(RAMP[k, None, :, None] * across[:, None, k] for k in range(4))
 
@@ -112,7 +112,7 @@ def _line(canvas: np.ndarray, u: np.ndarray) -> None:
     """An antialiased straight line right across the canvas."""
     (y, x), (dy, dx) = u[:2] * SIZE, u[2:4] - 0.5
     distance = np.abs((Y - y) * dx - (X - x) * dy) / np.sqrt(dx * dx + dy * dy + 1e-6)
-    colour = _rgb(u[4], 0.1 + 0.5 * u[5], 0.2 + 0.75 * u[6])
+    colour = _rgb(u[4], 0.1 + 0.5 * u[5], 0.15 + 0.65 * u[6])
     _blend(canvas, 0.75 * (0.9 + 0.8 * u[7] - distance).clip(0, 1), colour)
 
 
@@ -122,7 +122,7 @@ def _blob(canvas: np.ndarray, u: np.ndarray) -> None:
     near = np.s_[max(0, int(y) - 5) : int(y) + 6, max(0, int(x) - 5) : int(x) + 6]  # the largest one reaches 4.5 px
     dy, dx = np.abs(Y[near] - y), np.abs(X[near] - x)
     distance = (dy + dx, np.sqrt(dy * dy + dx * dx), np.maximum(dy, dx))[int(3 * u[3])]
-    colour = _rgb(u[4], 0.2 + 0.7 * u[5], 0.25 + 0.75 * u[6])
+    colour = _rgb(u[4], 0.2 + 0.7 * u[5], 0.2 + 0.65 * u[6])
     _blend(canvas[near], (0.6 + 0.4 * u[7]) * (radius + 0.5 - distance).clip(0, 1), colour)
 
 
@@ -185,12 +185,9 @@ def _object(label: int, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     parts = np.stack([rim & ~inside, inside & ~second, inside & second]).astype(np.uint8)
     parts = _added(parts[:, k::FINE] for k in range(FINE))
     cover = _added(parts[:, :, k::FINE] for k in range(FINE)) / FINE**2  # [3, 32, 32]
-    light = u[4] < 0.5
-    hue = np.array([u[5], u[6], u[6] + 0.25 + 0.5 * u[7]])
-    saturation = np.array([0.15, 0.65 + 0.3 * u[8], 0.3 + 0.5 * u[9]])
-    value = np.array([0.97 if light else 0.12, 0.85 + 0.15 * u[10], 0.3 + 0.2 * u[11]])
-    if u[11] < 0.5:  # light pattern on dark, or dark on light
-        value[1:] = value[:0:-1]
+    hue = np.array([u[4], u[5], u[5] + 0.25 + 0.5 * u[6]])
+    saturation = np.array([0.06, 0.6 + 0.4 * u[7], 0.4 + 0.5 * u[8]])
+    value = np.array([1, 0.75 + 0.25 * u[9], 0.15 + 0.25 * u[10]])  # light rim, bright first and dark second colour
     return cover, _rgb(hue, saturation, value)
 
 

@@ -24,7 +24,7 @@ from infoutil_fast.data import Source, open_source
 from infoutil_fast.device import autocast, choose_device, choose_dtype
 from infoutil_fast.teacher import Teacher, load_teacher, normalise
 from infoutil_fast.train import Pixels, accuracy, weight_groups
-from infoutil_fast.types import InputError
+from infoutil_fast.types import InputError, one_of
 
 log = logging.getLogger(__name__)
 LABELS = ("online", "soft", "hard")
@@ -155,8 +155,7 @@ def evaluate(
     Raises `InputError` for a folder that is no finished set, unknown names, or a teacher that does not fit.
     """
     have = first_of_class(store.load(path), ipc)
-    if labels not in LABELS:
-        raise InputError(f"no labels are called {labels!r}; known: {', '.join(LABELS)}")
+    one_of("labels", labels, LABELS)
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, not {seeds}")
     chosen = complete(recipe, changes, ipc or have.meta["ipc"], len(have.meta["source"]["classes"]), len(have))
@@ -233,8 +232,7 @@ def first_of_class(whole: store.DistilledSet, ipc: int | None) -> store.Distille
 def complete(recipe: str | StudentRecipe, changes: dict[str, Any], ipc: int, classes: int, images: int) -> StudentRecipe:
     """A recipe with its changes and, where it leaves the batch open, RDED's rule."""
     if isinstance(recipe, str):
-        if recipe not in RECIPES:
-            raise InputError(f"no recipe is called {recipe!r}; known: {', '.join(RECIPES)}")
+        one_of("recipe", recipe, tuple(RECIPES))
         recipe = RECIPES[recipe]
     try:
         recipe = replace(recipe, **changes)

@@ -6,9 +6,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,15 +59,9 @@ def grad_norms(
 
 def el2n(model: nn.Module, images: Tensor, targets: Tensor, *, max_batch: int | None = None) -> Tensor:
     """EL2N, ||softmax(logits) - onehot||_2 taken in float64 (Paul et al. 2021, arXiv:2107.07075): float32 [N]. Errors as `grad_norms`."""
-
-    def step(x: Tensor, y: Tensor, start: int) -> Squares:
-        with torch.no_grad():
-            logits = model(x)
-        return {"logits": _logit_grad(logits, y, None, start).square().sum(1)}
-
-    with _ready(model, images, targets, max_batch):
-        squares = _scan(step, images, targets, max_batch or 128)
-    return squares["logits"].sqrt().float() if squares else images.new_zeros(0, dtype=torch.float32)
+    with _ready(model, images, targets, max_batch), torch.no_grad():
+        squares = _scan(lambda x, y, i: {"": _logit_grad(model(x), y, None, i).square().sum(1)}, images, targets, max_batch or 128)
+    return squares[""].sqrt().float() if squares else images.new_zeros(0, dtype=torch.float32)
 
 
 @contextmanager
@@ -109,24 +102,25 @@ def _logit_grad(logits: Tensor, targets: Tensor, loss: Loss | None, start: int) 
         raise InputError(f"logits [{n}, classes] are needed; the model gives {list(getattr(logits, 'shape', [type(logits).__name__]))}")
     if len(bad := ((targets < 0) | (targets >= logits.shape[1])).nonzero()):
         raise InputError(f"target {targets[bad[0]].item()} at position {start + bad[0].item()}; possible: 0 to {logits.shape[1] - 1}")
-    z = logits.detach().double().requires_grad_()
-    losses = F.cross_entropy(z, targets, reduction="none") if loss is None else loss(z, targets)
-    if losses.shape != (n,):
-        raise InputError(f"the loss of {n} samples has shape {list(losses.shape)}; [{n}] is needed")
-    (g,) = torch.autograd.grad(losses.sum(), z)
+    z = logits.detach().double()
+    if loss is None:
+        g = z.softmax(1).scatter(1, targets[:, None], 0)
+        g.scatter_(1, targets[:, None], -g.sum(1, keepdim=True))  # p - 1 as minus the other p: exact however close p is to 1
+    else:
+        losses = loss(z.requires_grad_(), targets)
+        if losses.shape != (n,):
+            raise InputError(f"the loss of {n} samples has shape {list(losses.shape)}; [{n}] is needed")
+        (g,) = torch.autograd.grad(losses.sum(), z)
     if len(bad := (logits.isnan() | ~g.isfinite()).any(1).nonzero()):
         raise InputError(f"the logits or their gradients are NaN or infinite at positions {(bad[:, 0] + start).tolist()}")
     return g
 
 
-@dataclass
-class _Call:
-    """One call of a layer."""
-
+class _Call(NamedTuple):
     name: str
     layer: Any
     x: Tensor
-    version: int  # of x, which a later layer may change in place
+    version: int  # of x, which may be changed in place later
     out: Any  # GradientEdge of the output as it was before any change in place; without autograd the output
 
 
@@ -138,8 +132,7 @@ def _recording(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterato
         if out._is_view():  # a change in place would cut the view out of the graph
             out = out.clone()
         if args:
-            edge = get_gradient_edge(out) if out.requires_grad else out
-            calls.append(_Call(name, layer, args[0].detach(), args[0]._version, edge))
+            calls.append(_Call(name, layer, args[0].detach(), args[0]._version, get_gradient_edge(out) if out.requires_grad else out))
         return out
 
     hooks = [m.register_forward_hook(partial(hook, name), prepend=True) for name, m in model.named_modules() if wanted(m)]
@@ -151,8 +144,8 @@ def _recording(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterato
 
 
 def _ruled(m: nn.Module) -> bool:
-    odd = isinstance(m, nn.Embedding) and (m.max_norm is not None or m.scale_grad_by_freq)
-    return type(m) in RULES and not odd and any(p.requires_grad for p in m.parameters(recurse=False))
+    plain = getattr(m, "max_norm", None) is None and not getattr(m, "scale_grad_by_freq", False)  # an embedding's options
+    return plain and type(m) in RULES and any(p.requires_grad for p in m.parameters(recurse=False))
 
 
 def _probe(model: nn.Module, image: Tensor) -> tuple[set[str], int]:
@@ -179,7 +172,7 @@ def _all_layers(model: nn.Module, loss: Loss | None, alone: set[str], x: Tensor,
     g = _logit_grad(logits, y, loss, start)
     if not logits.requires_grad:
         raise InputError("the logits carry no gradient: the forward runs without autograd, or uses no parameter that requires one")
-    size = g.norm(dim=1)  # [n]; the backward runs on unit gradients, so that none underflows
+    size = g.abs().amax(1)  # [n]; the backward runs on g / size, so that no sample underflows
     unit = (g / size.clamp(min=torch.finfo(g.dtype).tiny)[:, None]).to(logits.dtype)
     calls = [c for c in calls if c.name in alone and isinstance(c.out, GradientEdge) and len(c.x) == len(x) and c.x._version == c.version]
     grads = torch.autograd.grad(logits, [c.out for c in calls], unit, allow_unused=True) if calls else ()
@@ -188,10 +181,10 @@ def _all_layers(model: nn.Module, loss: Loss | None, alone: set[str], x: Tensor,
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         for call, out_grad in zip(calls, grads, strict=True):
             own = {k: p for k, p in call.layer.named_parameters(recurse=False) if p.requires_grad and uses[p] == 2}
-            own = {k: p for k, p in own.items() if k in ("weight", "bias") and out_grad is not None}
+            own = own if out_grad is not None and own.keys() <= {"weight", "bias"} else {}
             if own:
                 squares[call.name] = _layer(call, out_grad, own)
-                left = {name: p for name, p in left.items() if all(p is not q for q in own.values())}
+            left = {name: p for name, p in left.items() if all(p is not q for q in own.values())}
     if left:
         log.info("gradient norms of %s by torch.func: no rule for these parameters", ", ".join(left))
         squares |= _by_sample(model, x, unit, left)
@@ -215,11 +208,11 @@ def _uses(logits: Tensor, calls: list[_Call]) -> Counter[Tensor]:
 def _by_sample(model: nn.Module, x: Tensor, unit: Tensor, params: dict[str, nn.Parameter]) -> Squares:
     """Squared norms [n] of `params` from whole gradients, vmapped over as many samples as fit, or one by one."""
 
-    def payoff(values: dict[str, Tensor], image: Tensor, g: Tensor) -> Tensor:
-        return (functional_call(model, values, (image[None].clone(),))[0] * g).sum()
-
     def squares(image: Tensor, g: Tensor) -> Squares:
-        grads = grad(payoff)({name: p.detach() for name, p in params.items()}, image, g)
+        def payoff(values: dict[str, Tensor]) -> Tensor:
+            return (functional_call(model, values, (image[None].clone(),))[0] * g).sum()
+
+        grads = grad(payoff)({name: p.detach() for name, p in params.items()})
         return {name: v.double().square().sum() for name, v in grads.items()}
 
     rows = max(1, 8 * LAYER_FLOATS // sum(p.numel() for p in params.values()))
@@ -238,16 +231,12 @@ def _by_sample(model: nn.Module, x: Tensor, unit: Tensor, params: dict[str, nn.P
 
 def _layer(call: _Call, g: Tensor, own: dict[str, Tensor]) -> Tensor:
     """Squared norms [n] of one call over its parameters `own`, in float32 at least, a few samples at a time."""
-    layer, parts = call.layer, []
-    rows = max(1, LAYER_FLOATS // (call.x[0].numel() + g[0].numel() + _work(layer, g[0].numel())))
-    for i in range(0, len(g), rows):
-        xs, gs = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (call.x[i : i + rows], g[i : i + rows]))
-        square = gs.new_zeros(len(gs))
-        if "weight" in own:
-            square += RULES[type(layer)](layer, xs, gs)
-        if "bias" in own:
-            square += _summed(layer, gs)
-        parts.append(square)
+    rows, parts = max(1, LAYER_FLOATS // (call.x[0].numel() + g[0].numel() + _work(call.layer, g[0].numel()))), []
+    for pair in zip(call.x.split(rows), g.split(rows), strict=True):
+        x_part, g_part = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in pair)
+        weight = RULES[type(call.layer)](call.layer, x_part, g_part) if "weight" in own else 0
+        bias = _summed(call.layer, g_part) if "bias" in own else 0
+        parts.append(g_part.new_zeros(len(g_part)) + weight + bias)
     return torch.cat(parts)
 
 
@@ -257,11 +246,9 @@ def _direct(t: int, k: int, o: int) -> bool:
 
 
 def _work(layer: Any, size: int) -> int:
-    """Floats that a rule needs besides its input and the output gradient, `size` numbers a sample."""
+    """Floats that a rule needs for one sample whose output gradient has `size`, by the same choice."""
     if isinstance(layer, nn.Embedding):
         return (size // layer.embedding_dim) ** 2
-    if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return size
     groups = getattr(layer, "groups", 1)
     t, k, o = size // layer.weight.shape[0], layer.weight[0].numel(), layer.weight.shape[0] // groups
     return groups * (t * k + (k * o if _direct(t, k, o) else 2 * t * t))
@@ -282,10 +269,6 @@ def _summed(layer: Any, g: Tensor) -> Tensor:
     return (g.sum(tuple(range(2, g.ndim))) if g.ndim > 2 else g).square().sum(1)
 
 
-def _linear(layer: nn.Linear, x: Tensor, g: Tensor) -> Tensor:
-    return _product(x.reshape(len(x), -1, x.shape[-1]), g.reshape(len(g), -1, g.shape[-1]))
-
-
 def _conv(layer: Any, x: Tensor, g: Tensor) -> Tensor:
     if any(layer._reversed_padding_repeated_twice):
         x = F.pad(x, layer._reversed_padding_repeated_twice, "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
@@ -299,20 +282,10 @@ def _conv(layer: Any, x: Tensor, g: Tensor) -> Tensor:
     return _product(u, g).reshape(n, groups).sum(1)
 
 
-def _batch_norm(layer: Any, x: Tensor, g: Tensor) -> Tensor:
+def _running_norm(layer: Any, x: Tensor, g: Tensor) -> Tensor:
+    if layer.running_mean is None:
+        return _summed(layer, F.instance_norm(x, eps=layer.eps) * g)
     return _summed(layer, F.batch_norm(x, layer.running_mean.to(x.dtype), layer.running_var.to(x.dtype), eps=layer.eps) * g)
-
-
-def _instance_norm(layer: Any, x: Tensor, g: Tensor) -> Tensor:
-    return _batch_norm(layer, x, g) if layer.track_running_stats else _summed(layer, F.instance_norm(x, eps=layer.eps) * g)
-
-
-def _group_norm(layer: nn.GroupNorm, x: Tensor, g: Tensor) -> Tensor:
-    return _summed(layer, F.group_norm(x, layer.num_groups, eps=layer.eps) * g)
-
-
-def _layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor) -> Tensor:
-    return _summed(layer, F.layer_norm(x, layer.normalized_shape, eps=layer.eps) * g)
 
 
 def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor) -> Tensor:
@@ -321,12 +294,11 @@ def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor) -> Tensor:
     return (same * (g @ g.mT)).sum((1, 2)).clamp(min=0)
 
 
-RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
-    nn.Linear: _linear,
+RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {  # squared norms [n] of the weight's gradient
+    nn.Linear: lambda m, x, g: _product(x.reshape(len(x), -1, x.shape[-1]), g.reshape(len(g), -1, g.shape[-1])),
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv),
-    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), _batch_norm),
-    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _instance_norm),
-    nn.GroupNorm: _group_norm,
-    nn.LayerNorm: _layer_norm,
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d), _running_norm),
+    nn.GroupNorm: lambda m, x, g: _summed(m, F.group_norm(x, m.num_groups, eps=m.eps) * g),
+    nn.LayerNorm: lambda m, x, g: _summed(m, F.layer_norm(x, m.normalized_shape, eps=m.eps) * g),
     nn.Embedding: _embedding,
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Real
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
 
-from infoutil_fast.dispatch import Backend, accelerated
+from infoutil_fast.dispatch import accelerated
 from infoutil_fast.types import InputError
 
 FLOATS = (torch.float32, torch.bfloat16)
@@ -28,7 +28,7 @@ def _check_masked_patches(
         shapes = [(C,), (C, H, W), (B, C, H, W)]
         if fill.shape not in shapes or fill.dtype not in FLOATS:
             raise InputError(f"fill must be a number or a float32 or bfloat16 tensor of shape {shapes}, not {_what(fill)}")
-    elif not isinstance(fill, Real):
+    elif not isinstance(fill, SupportsFloat):
         raise InputError(f"fill must be a number or a tensor, not {type(fill).__name__}")
     if dtype not in (None, *FLOATS):
         raise InputError(f"dtype must be float32 or bfloat16, not {dtype}")
@@ -36,7 +36,7 @@ def _check_masked_patches(
         want = (B * masks.shape[0], C, H, W)
         right = out.shape == want and out.dtype == (dtype or images.dtype) and out.is_contiguous(memory_format=torch.channels_last)
         if not right:
-            raise InputError(f"out must be {list(want)} {dtype or images.dtype} in channels_last, not {_what(out)} with strides {out.stride()}")
+            raise InputError(f"out must be {list(want)} {dtype or images.dtype} in channels_last, not {_what(out)}, strides {out.stride()}")
     for name, tensor in (("masks", masks), ("fill", fill), ("out", out)):
         if isinstance(tensor, Tensor) and tensor.device != images.device:
             raise InputError(f"{name} is on {tensor.device} and images on {images.device}: both must be on one device")
@@ -55,11 +55,11 @@ def masked_patches(
     *,
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
-    backend: Backend = "auto",
+    backend: str = "auto",
 ) -> Tensor:
     """Every image under every coalition of patches: pixels of absent patches are replaced by `fill`.
 
-    Pixel (y, x) lies in patch (y * rows // H) * cols + x * cols // W: patches are rectangles, row by row, of sizes that differ by at most one pixel.
+    Pixel (y, x) lies in patch (y * rows // H) * cols + x * cols // W: rectangles, row by row, whose sides differ by at most one pixel.
 
     Args:
         images: [B, C, H, W] float32 or bfloat16, any strides, H >= rows and W >= cols.

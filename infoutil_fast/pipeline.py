@@ -119,11 +119,12 @@ def configure(module: Any, preset: str | None, options: dict[str, Any]) -> Any:
     unknown = sorted(set(options) - known)
     if unknown:
         raise InputError(f"{module.__name__.rsplit('.', 1)[1]} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    if preset not in (None, "paper") or (preset and not hasattr(module, "PAPER")):
+    presets = {None: {}, **({"paper": module.PAPER} if hasattr(module, "PAPER") else {})}
+    if preset not in presets:
         raise InputError(
-            f"no preset {preset!r} for {module.__name__.rsplit('.', 1)[1]}; known: {'paper' if hasattr(module, 'PAPER') else 'none'}"
+            f"{module.__name__.rsplit('.', 1)[1]} has no preset {preset!r}; it has {', '.join(filter(None, presets)) or 'none'}"
         )
-    return module.Config(**{**(module.PAPER if preset else {}), **options})
+    return module.Config(**{**presets[preset], **options})
 
 
 def resolve(config: Any, size: int) -> Any:

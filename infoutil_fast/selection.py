@@ -53,7 +53,7 @@ def keep(
     run: Run,
     stage: Stages,
 ) -> Kept:
-    """Score `tried`, `per_image` windows of each image at `side` pixels; of each image the preferred one, of those the `count` preferred."""
+    """Score `tried`, `per_image` windows of each image at `side` pixels; of each image keep the best one, of those the `count` best."""
     with stage("cut"):
         crops = take(source.train, tried, side, run.workers)
     with stage("utility"):

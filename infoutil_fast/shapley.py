@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from infoutil_fast.device import autocast, evaluating
 from infoutil_fast.ops import masked_patches
-from infoutil_fast.types import Coalitions, InputError
+from infoutil_fast.types import Coalitions, InputError, one_of
 
 PAYOFFS: dict[str, Callable[[Tensor], Tensor]] = {  # logits [N, C] -> payoff of every class [N, C]
     "logit": lambda z: z,
@@ -101,13 +101,12 @@ def plan(design: str | Coalitions, d: int, evaluations: int | None = None, gener
     """Coalitions by name; `evaluations=None` is the design's own number (64, 25, 2^d)."""
     if isinstance(design, Coalitions):
         return design
+    one_of("design", design, ("border_hadamard", "captum", "exact"))
     if design == "border_hadamard":
         return border_hadamard(d, evaluations or 64)
     if design == "captum":
         return captum(d, evaluations or 25, generator)
-    if design == "exact":
-        return exact(d)
-    raise InputError(f"no design is called {design!r}; known: border_hadamard, captum, exact")
+    return exact(d)
 
 
 def patch_shapley(
@@ -137,8 +136,7 @@ def patch_shapley(
     Raises `InputError` for an image smaller than the grid, an unknown design or payoff, or targets that do not fit.
     """
     rows, columns = (grid, grid) if isinstance(grid, int) else grid
-    if payoff not in PAYOFFS:
-        raise InputError(f"no payoff is called {payoff!r}; known: {', '.join(PAYOFFS)}")
+    one_of("payoff", payoff, tuple(PAYOFFS))
     if targets.shape != images.shape[:1]:
         raise InputError(f"{len(images)} images need as many targets, not shape {tuple(targets.shape)}")
     d = rows * columns

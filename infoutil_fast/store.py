@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from infoutil_fast.types import ClassShard, InputError
+from infoutil_fast.types import ClassShard, InputError, one_of
 
 FORMAT = 1
 
@@ -138,8 +138,7 @@ def load(path: str | Path, labels: str = "hard", transform: Callable[[Any], Any]
     transform: applied to each PIL image. Raises `InputError` for a folder that is not a set, and for one that is not finished.
     """
     path = Path(path)
-    if labels not in ("hard", "soft"):
-        raise InputError(f"no labels are called {labels!r}; known: hard, soft")
+    one_of("labels", labels, ("hard", "soft"))
     meta = read_meta(path)
     missing = [label for label in range(len(meta["source"]["classes"])) if not is_done(path, label)]
     if missing:

@@ -24,7 +24,7 @@ from infoutil_fast.data import Source, Split
 from infoutil_fast.device import autocast
 from infoutil_fast.store import write_bytes
 from infoutil_fast.teacher import Facts, normalise, save_checkpoint
-from infoutil_fast.types import InputError
+from infoutil_fast.types import InputError, one_of
 
 log = logging.getLogger(__name__)
 IN_MEMORY = 4 << 30  # bytes of decoded pixels that are kept; larger splits are decoded again every epoch
@@ -130,6 +130,10 @@ def teach(
     A run cut short goes on after its last whole epoch and ends with the same weights (same device, dtype and threads).
     Returns the last line of the log. Raises `InputError` when `out` holds another recipe's run.
     """
+    one_of("schedule", recipe.schedule, ("onecycle", "constant"))
+    for name in ("epochs", "batch"):
+        if getattr(recipe, name) < 1:
+            raise InputError(f"{name} must be at least 1, not {getattr(recipe, name)}")
     size = recipe.size or source.size
     if recipe.start_size and recipe.net.startswith("conv"):
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,12 @@ from torch import Tensor
 
 class InputError(ValueError):
     """Something the user gave cannot be used: says what was given and what is possible (exit code 2 on the command line)."""
+
+
+def one_of(what: str, value: str, known: Sequence[str]) -> None:
+    """Raise `InputError` unless `value` is one of the known names."""
+    if value not in known:
+        raise InputError(f"{what} {value!r} is not known; known: {', '.join(known)}")
 
 
 @dataclass(frozen=True)

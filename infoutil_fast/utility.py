@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from infoutil_fast.augment import resize
 from infoutil_fast.gradnorm import el2n, grad_norms
 from infoutil_fast.teacher import Teacher
-from infoutil_fast.types import InputError
+from infoutil_fast.types import one_of
 
 SCORES = ("grad_norm", "last_layer", "el2n", "loss", "random")
 INPUTS = ("native", "pad", "resize")
@@ -22,8 +22,7 @@ def fit_input(teacher: Teacher, crops: Tensor, how: str) -> Tensor:
     are, a quarter of the work at factor 2; enlarged where the net takes one side only (a ConvNet's linear layer).
     """
     size, side = teacher.facts.size, crops.shape[2]
-    if how not in INPUTS:
-        raise InputError(f"no input is called {how!r}; known: {', '.join(INPUTS)}")
+    one_of("score_at", how, INPUTS)
     if how == "resize" or (how == "native" and teacher.facts.name.startswith("conv")):
         return teacher.normalise(resize(crops, size))
     x = teacher.normalise(crops)
@@ -36,6 +35,7 @@ def fit_input(teacher: Teacher, crops: Tensor, how: str) -> Tensor:
 
 def window_scores(teacher: Teacher, crops: Tensor, label: int, score: str, how: str, generator: Generator, batch: int = 128) -> Tensor:
     """One score of each window, float32 [n] on the CPU; float32 forwards. Raises `InputError` for an unknown score."""
+    one_of("score", score, SCORES)
     if score == "random":
         return torch.rand(len(crops), generator=generator)
     parts = []
@@ -48,10 +48,8 @@ def window_scores(teacher: Teacher, crops: Tensor, label: int, score: str, how: 
             found = grad_norms(teacher.net, x, targets, layers="last")
         elif score == "el2n":
             found = el2n(teacher.net, x, targets)
-        elif score == "loss":
+        else:
             with torch.inference_mode():
                 found = F.cross_entropy(teacher.net(x).double(), targets, reduction="none")
-        else:
-            raise InputError(f"no score is called {score!r}; known: {', '.join(SCORES)}")
         parts.append(found.float().cpu())
     return torch.cat(parts)

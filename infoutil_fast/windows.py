@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from infoutil_fast.augment import random_box
 from infoutil_fast.data import Split
-from infoutil_fast.types import InputError, Windows
+from infoutil_fast.types import InputError, Windows, one_of
 
 DIRECTIONS = ("high", "low", "medium")
 
@@ -127,8 +127,7 @@ def best_of_image(scores: Tensor, crops: int, direction: str) -> Tensor:
 
 def rank(scores: Tensor, count: int, direction: str) -> Tensor:
     """The `count` highest, lowest or most central of scores [N], best first, [count] int64; ties in the order given."""
-    if direction not in DIRECTIONS:
-        raise InputError(f"no direction is called {direction!r}; known: {', '.join(DIRECTIONS)}")
+    one_of("direction", direction, DIRECTIONS)
     if direction != "medium":
         return scores.argsort(descending=direction == "high", stable=True)[:count]
     start = (len(scores) - count) // 2

@@ -53,8 +53,11 @@ def _masked_patches(
 
 
 def _tiles(M: int) -> tuple[int, int]:
-    """(coalitions, elements) of one program. 1024 elements are 8 to a thread of four warps, so both dtypes are stored 16 bytes wide; reading the
-    image (from L2 mostly) once for 4 coalitions is little beside the writes, and more coalitions take 200 registers. No device has timed it yet."""
+    """(coalitions, elements) of one program.
+
+    1024 elements are 8 to a thread of four warps, so both dtypes are stored 16 bytes wide. Reading the image, mostly from L2, once for 4
+    coalitions is little beside the writes; 16 coalitions would take 200 registers. No device has timed it yet.
+    """
     return min(4, triton.next_power_of_2(M)), 1024
 
 

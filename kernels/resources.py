@@ -13,7 +13,7 @@ from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 
 import infoutil_fast.kernels
 
@@ -41,7 +41,7 @@ def kernels() -> Iterator[tuple[str, triton.JITFunction, dict[str, str], dict[st
             yield name, kernel, signature, constants
 
 
-def compile_for(arch: int, kernel: triton.JITFunction, signature: dict[str, str], constants: dict[str, int]) -> triton.compiler.CompiledKernel:
+def compile_for(arch: int, kernel: triton.JITFunction, signature: dict[str, str], constants: dict[str, int]) -> CompiledKernel:
     """The compiled kernel for pointers and integers that are multiples of 16, as at 32 and 224 px. Fails under TRITON_INTERPRET."""
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind != "constexpr"}
     source = ASTSource(kernel, signature, {(list(signature).index(k),): v for k, v in constants.items()}, aligned)

@@ -1,9 +1,15 @@
-"""Sources and teachers that several tests share; trained once a session."""
+"""For every test: a seed to repeat a failure with, and scratch memory that is NaN until written; and teachers trained once a session."""
 
 from __future__ import annotations
 
+import secrets
+import sys
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +18,59 @@ from infoutil_fast.demo import TEACHER
 from infoutil_fast.train import Recipe, teach
 
 CPU = torch.device("cpu")
+PACKAGE = tuple(str(Path(__file__).parents[1] / folder) for folder in ("infoutil_fast", "kernels"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=None, help="seed of the random inputs; printed at the start of every run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed is None:
+        config.option.seed = secrets.randbelow(1 << 31)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"random inputs: repeat with --seed {config.option.seed}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> int:
+    """Drawn anew in every run, the same for one test whichever others run; torch's generator starts from it."""
+    value = zlib.crc32(f"{request.config.option.seed} {request.node.nodeid}".encode())
+    torch.manual_seed(value)
+    return value
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def unwritten_memory_is_nan() -> Iterator[None]:
+    """torch.empty and torch.empty_like, called from the package, give NaN: an element that an op forgets to write shows."""
+    patch = pytest.MonkeyPatch()
+
+    def poisoned(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+            tensor = function(*args, **kwargs)
+            ours = sys._getframe(1).f_code.co_filename.startswith(PACKAGE)
+            return tensor.fill_(float("nan")) if ours and tensor.is_floating_point() else tensor
+
+        return call
+
+    for name in ("empty", "empty_like"):
+        patch.setattr(torch, name, poisoned(getattr(torch, name)))
+    yield
+    patch.undo()
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +80,7 @@ def digits() -> Source:
 
 @pytest.fixture(scope="session")
 def digits_teacher(digits: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small net well above chance on the digits."""
+    """A small net well above chance on the digits, trained once a session."""
     out = tmp_path_factory.mktemp("teacher") / "digits"
     recipe = Recipe(net="convnet2-w16", epochs=3, batch=64, save_epochs=(1,))
     last = teach(digits, recipe, out, device=CPU, dtype=torch.float32, progress=False)
@@ -31,7 +90,7 @@ def digits_teacher(digits: Source, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def demo_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's own teacher."""
+    """The demo's own teacher, trained once a session."""
     out = tmp_path_factory.mktemp("teacher") / "demo"
     last = teach(open_source("demo"), TEACHER, out, device=CPU, dtype=torch.float32, progress=False)
     assert last["accuracy"] > 0.8

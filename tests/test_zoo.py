@@ -164,6 +164,7 @@ def test_published_densenet_and_googlenet_files_fit(tmp_path: Path) -> None:
     found = zoo.load_pretrained("torchvision:googlenet", None, checkpoint=saved(net, tmp_path / "google.pth"))
     torch.testing.assert_close(logits(found.net, images), logits(net, images), rtol=1e-3, atol=1e-4)
     assert not any(key.startswith("aux") for key in found.net.state_dict())
+    assert found.net.transform_input  # its weights were made for inputs scaled to mean and deviation 0.5
 
 
 @pytest.mark.parametrize(

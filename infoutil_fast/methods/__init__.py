@@ -9,7 +9,7 @@ from dataclasses import fields
 from importlib import import_module
 from types import ModuleType
 
-from infoutil_fast.types import InputError
+from infoutil_fast.types import one_of
 
 
 def available() -> tuple[str, ...]:
@@ -19,8 +19,7 @@ def available() -> tuple[str, ...]:
 
 def load(name: str) -> ModuleType:
     """The module of a method. Raises `InputError` with the known names."""
-    if name not in available():
-        raise InputError(f"no method is called {name!r}; known: {', '.join(available())}")
+    one_of("method", name, available())
     return import_module(f"{__name__}.{name}")
 
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from infoutil_fast.data import Source
 from infoutil_fast.memory import Stages
 from infoutil_fast.selection import Run, keep, shard
-from infoutil_fast.shapley import patch_shapley
+from infoutil_fast.shapley import PAYOFFS, patch_shapley, plan
 from infoutil_fast.teacher import Teacher, refuse_nan
-from infoutil_fast.types import ClassShard, InputError
-from infoutil_fast.windows import file_generator, noisy_cells, pool_heat, random_windows, windows_at
+from infoutil_fast.types import ClassShard, InputError, one_of
+from infoutil_fast.utility import INPUTS, SCORES
+from infoutil_fast.windows import DIRECTIONS, file_generator, noisy_cells, pool_heat, random_windows, windows_at
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,21 @@ class Config:
     score_at: str = "native"  # size of a window when it is scored: native, pad, resize
     direction: str = "high"  # keep high, low or medium scores
 
+    def __post_init__(self) -> None:
+        one_of("windows", self.windows, ("shapley", "random"))
+        one_of("payoff", self.payoff, tuple(PAYOFFS))
+        one_of("score", self.score, SCORES)
+        one_of("score_at", self.score_at, INPUTS)
+        one_of("direction", self.direction, DIRECTIONS)
+        if self.windows == "shapley":
+            plan(self.design, self.grid**2, self.evaluations or None)
+        if not 0 <= self.window <= self.grid:
+            raise InputError(f"window must be 1 to grid = {self.grid} patches, or 0 for the rule, not {self.window}")
+        if self.noise < 0:
+            raise InputError(f"noise must be 0 or more, not {self.noise}")
 
-# What the paper states; where it is silent Captum's defaults, half-side windows and RDED's padded scoring. Its early teacher is `label_teacher`.
+
+# What the paper states; where it is silent Captum's defaults, half-side windows and padded scoring. Its early teacher is `label_teacher`.
 PAPER = {
     "design": "captum",
     "evaluations": 25,
@@ -53,8 +67,6 @@ PAPER = {
 def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int], run: Run) -> Iterator[ClassShard]:
     """One finished shard of each class in `labels`."""
     size, width = teacher.facts.size, cfg.window or (cfg.grid // 2 if cfg.factor > 1 else 3 * cfg.grid // 4)
-    if cfg.windows not in ("shapley", "random"):
-        raise InputError(f"no windows are called {cfg.windows!r}; known: shapley, random")
     for label in labels:
         stage = Stages(teacher.device)
         pool = source.pool(label, cfg.pool, cfg.seed)

@@ -9,7 +9,7 @@ from infoutil_fast.data import Source
 from infoutil_fast.memory import Stages
 from infoutil_fast.selection import Run, keep, shard
 from infoutil_fast.teacher import Teacher
-from infoutil_fast.types import ClassShard, InputError
+from infoutil_fast.types import ClassShard, one_of
 from infoutil_fast.windows import file_generator, random_windows, whole_windows
 
 
@@ -21,11 +21,12 @@ class Config:
     seed: int = 0  # of the pool and the choice
     windows: str = "whole"  # whole images, or random windows (area share 0.08 to 1, as RDED's)
 
+    def __post_init__(self) -> None:
+        one_of("windows", self.windows, ("whole", "random"))
+
 
 def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int], run: Run) -> Iterator[ClassShard]:
     """One finished shard of each class in `labels`."""
-    if cfg.windows not in ("whole", "random"):
-        raise InputError(f"no windows are called {cfg.windows!r}; known: whole, random")
     for label in labels:
         stage = Stages(teacher.device)
         pool = source.pool(label, cfg.pool, cfg.seed)

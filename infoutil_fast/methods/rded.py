@@ -11,7 +11,8 @@ from infoutil_fast.data import Source
 from infoutil_fast.memory import Stages
 from infoutil_fast.selection import Kept, Run, keep, shard
 from infoutil_fast.teacher import Teacher
-from infoutil_fast.types import ClassShard
+from infoutil_fast.types import ClassShard, one_of
+from infoutil_fast.utility import INPUTS
 from infoutil_fast.windows import file_generator, random_windows
 
 
@@ -23,6 +24,9 @@ class Config:
     seed: int = 0  # of the pool and the windows
     crops: int = 5  # random windows tried per image
     score_at: str = "pad"  # size of a window when it is scored: native, pad, resize
+
+    def __post_init__(self) -> None:
+        one_of("score_at", self.score_at, INPUTS)
 
 
 def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int], run: Run) -> Iterator[ClassShard]:

@@ -1,0 +1,72 @@
+"""`--record` appends every measured row to results/<device>.jsonl; the ratios are printed in any case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any
+
+import pytest
+import torch
+from record import append, row
+
+ROWS: list[tuple[str, dict[str, Any]]] = []
+ROUNDS = 21
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", action="store_true", help="append the rows to bench/results/<device>.jsonl")
+
+
+@pytest.fixture
+def race(benchmark: Any) -> Callable[..., None]:
+    """race(name, params, device, versions): time callables in turn, round by round, so that what else runs on the machine meets all of them.
+
+    The first is the baseline; the last is also what pytest-benchmark shows.
+    """
+
+    def run(name: str, params: dict[str, Any], device: str, versions: dict[str, Callable[[], object]]) -> None:
+        seconds: dict[str, list[float]] = {version: [] for version in versions}
+        for turn in range(ROUNDS + 2):
+            for version, call in versions.items():
+                elapsed = _time(call, device)
+                if turn >= 2:  # the first two warm up
+                    seconds[version].append(elapsed)
+        baseline = next(iter(versions))
+        for version, taken in seconds.items():
+            ROWS.append((device, row(name, {**params, "backend": version}, device, taken, seconds[baseline], baseline)))
+        benchmark.pedantic(list(versions.values())[-1], rounds=5)
+
+    return run
+
+
+def _time(call: Callable[[], object], device: str) -> float:
+    if device != "cuda":
+        start = perf_counter()
+        call()
+        return perf_counter() - start
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    begin.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for _, found in ROWS:
+        params = " ".join(f"{key}={value}" for key, value in found["params"].items())
+        low, high = found["iqr"]
+        terminalreporter.write_line(
+            f"{found['name']} {params}: {found['median'] * 1e3:.2f} ms ({low * 1e3:.2f} to {high * 1e3:.2f}, n={found['n']}), "
+            f"{found['ratio']:.2f}x {found['baseline']}"
+        )
+    if config.option.record:
+        for device in sorted({device for device, _ in ROWS}):
+            path = append(device, _of(device))
+            terminalreporter.write_line(f"appended to {path.relative_to(config.rootpath)}")
+
+
+def _of(device: str) -> Sequence[dict[str, Any]]:
+    return [found for at, found in ROWS if at == device]
