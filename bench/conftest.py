@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def race(benchmark: Any) -> Callable[..., None]:
-    """race(name, params, device, versions): time callables in turn, round by round, so that what else runs on the machine meets all of them.
+    """race(name, params, device, versions): time callables in turn, round by round, since other jobs slow all of them.
 
     The first is the baseline; the last is also what pytest-benchmark shows.
     """

@@ -27,10 +27,8 @@ def device_name(device: str) -> str:
     return f"{found[1] if found else platform.processor()} ({torch.get_num_threads()} threads)"
 
 
-def row(
-    name: str, params: dict[str, Any], device: str, seconds: Sequence[float], against: Sequence[float], baseline: str
-) -> dict[str, Any]:
-    """`seconds` of this version and `against` of the baseline, taken in turn in one run; ratio > 1 where this version is faster."""
+def row(name: str, params: dict[str, Any], device: str, seconds: Sequence[float], against: Sequence[float], than: str) -> dict[str, Any]:
+    """`seconds` of this version and `against` of the baseline called `than`, taken in turn in one run; ratio > 1: this one is faster."""
     low, _, high = quantiles(seconds, n=4)
     return {
         "name": name,
@@ -42,7 +40,7 @@ def row(
         "min": min(seconds),
         "ratio": round(median(against) / median(seconds), 3),
         "ratio_of_mins": round(min(against) / min(seconds), 3),
-        "baseline": baseline,
+        "baseline": than,
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
         "command": "python -m pytest " + " ".join(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]),

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infoutil_fast.data import open_source
+import numpy as np
+from PIL import Image
+
+from infoutil_fast.data import Source, open_source
 from infoutil_fast.device import choose_device, choose_dtype
 from infoutil_fast.evaluate import evaluate
+from infoutil_fast.figures import overlay
 from infoutil_fast.pipeline import distill
 from infoutil_fast.report import hits, write_report
-from infoutil_fast.store import write_bytes
+from infoutil_fast.store import folder, write_bytes
 from infoutil_fast.train import Recipe, teach
 
 log = logging.getLogger(__name__)
@@ -77,6 +81,7 @@ def demo(
         result = json.loads(done.read_text().splitlines()[-1])
         rows.append({"name": name, "teacher": taught["accuracy"], "accuracy": result["mean"], "std": result["std"], **_cost(path)})
         rows[-1].update(evaluate_seconds=result["seconds"], hits=hits(path, source), report=str(write_report(path)))
+    picture(out / "infoutil", source).save(out / "demo.png")
     write_bytes(out / "table.json", (json.dumps(rows, indent=1) + "\n").encode())
     return rows
 
@@ -85,6 +90,24 @@ def _cost(path: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (path / "timings.jsonl").read_text().splitlines()]
     stages = {stage: round(sum(line["seconds"].get(stage, 0.0) for line in lines), 2) for stage in lines[0]["seconds"]}
     return {"seconds": stages, "peak_bytes": max(peak for line in lines for peak in line["peak_bytes"].values())}
+
+
+def picture(path: Path, source: Source) -> Image.Image:
+    """A column for each class: a source image, its Shapley map with the kept window and the object's box, a distilled image."""
+    side, gap = 192, 8
+    sheet = Image.new("RGB", (len(source.classes) * (side + gap) - gap, 3 * (side + gap) - gap), "white")
+    for label in range(len(source.classes)):
+        with np.load(path / "scores" / f"{folder(label)}.npz") as kept:
+            position, window, heat = int(kept["image"][0]), [int(kept[k][0]) for k in ("top", "left", "size")], kept["heat"][0]
+        pixels, boxes = source.train.read(position), source.train.boxes
+        column = [
+            Image.fromarray(pixels),
+            overlay(pixels, heat, window, None if boxes is None else boxes[position].tolist()),
+            Image.open(path / "images" / folder(label) / "00000.png"),
+        ]
+        for row, image in enumerate(column):
+            sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), (label * (side + gap), row * (side + gap)))
+    return sheet
 
 
 def as_text(rows: list[dict[str, Any]]) -> str:

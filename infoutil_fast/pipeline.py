@@ -119,7 +119,7 @@ def configure(module: Any, preset: str | None, options: dict[str, Any]) -> Any:
     unknown = sorted(set(options) - known)
     if unknown:
         raise InputError(f"{module.__name__.rsplit('.', 1)[1]} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    presets = {None: {}, **({"paper": module.PAPER} if hasattr(module, "PAPER") else {})}
+    presets: dict[str | None, dict[str, Any]] = {None: {}, **({"paper": module.PAPER} if hasattr(module, "PAPER") else {})}
     if preset not in presets:
         raise InputError(
             f"{module.__name__.rsplit('.', 1)[1]} has no preset {preset!r}; it has {', '.join(filter(None, presets)) or 'none'}"
@@ -224,6 +224,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
 
 def _local(device: torch.device) -> torch.device:
     """Under `torchrun`, this rank's own GPU."""
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    return device
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None or str(device) != "cuda":
+        return device
+    return torch.device("cuda", int(rank) % torch.cuda.device_count())

@@ -142,13 +142,13 @@ def patch_shapley(
     d = rows * columns
     fixed = None if design == "captum" else plan(design, d, evaluations).to(images.device)
     at_once = max(1, batch // len(fixed.masks)) if fixed else 1  # images
-    maps = []
+    maps: list[Tensor] = []
     with evaluating(model), torch.inference_mode(), tqdm(total=len(images), desc="shapley", disable=None if progress else True) as bar:
         for i in range(0, len(images), at_once):
             part = slice(i, i + at_once)
             coalitions = fixed or plan(design, d, evaluations, generator).to(images.device)
             shown = fill[part] if isinstance(fill, Tensor) and fill.ndim == 4 else fill
-            values = []
+            values: list[Tensor] = []
             for masks in coalitions.masks.split(batch):
                 x = masked_patches(images[part], masks, (rows, columns), shown, dtype=dtype, backend=backend)
                 with autocast(images.device, dtype):

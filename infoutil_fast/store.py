@@ -98,9 +98,10 @@ def write_class(path: Path, shard: ClassShard, names: tuple[str, ...], pool: lis
     with open(path / "timings.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
     w = shard.windows
-    arrays = {"image": w.image, "name": np.array([names[i] for i in w.image]), "top": w.top, "left": w.left, "size": w.size}
+    arrays: dict[str, Any] = {"image": w.image, "name": np.array([names[i] for i in w.image]), "top": w.top, "left": w.left, "size": w.size}
+    arrays.update(score=shard.scores, pool=np.array(pool), **shard.extra)
     buffer = BytesIO()
-    np.savez(buffer, score=shard.scores, pool=np.array(pool), **arrays, **shard.extra)
+    np.savez(buffer, **arrays)
     write_bytes(path / "scores" / f"{folder(shard.label)}.npz", buffer.getvalue())
 
 

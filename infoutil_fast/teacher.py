@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,8 +87,11 @@ def load_checkpoint(path: Path) -> Teacher:
         raise InputError(f"{path} cannot be read as .safetensors ({error}): is it truncated?") from error
     if described is None:
         raise InputError(f"{path} holds no infoutil_fast facts: it was not written by `infoutil teach`")
-    raw = json.loads(described)
-    facts = Facts(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+    try:
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(described).items()}
+        facts = Facts(**known)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} has facts of another form than `infoutil teach` writes ({error})") from error
     net = nets.build(facts.name, len(facts.classes), facts.size)
     try:
         net.load_state_dict(tensors)
@@ -98,14 +102,17 @@ def load_checkpoint(path: Path) -> Teacher:
 
 
 def load_teacher(spec: str, source: Source, device: torch.device) -> Teacher:
-    """A teacher for `source`: a checkpoint of `infoutil teach`, `torchvision:NAME` or `timm:NAME` with pretrained weights.
+    """A teacher for `source`: a checkpoint of `infoutil teach`, or `torchvision:NAME` or `timm:NAME` with pretrained weights.
+
+    `torchvision:NAME@FILE` takes the weights from a local state dict instead of the hub.
 
     Raises `InputError` when its classes do not fit the source's.
     """
     if spec.startswith(("torchvision:", "timm:")):
         from infoutil_fast import zoo  # slow imports, only here
 
-        found = zoo.load_pretrained(spec, source.classes)
+        name, _, file = spec.partition("@")
+        found = zoo.load_pretrained(name, source.classes, checkpoint=Path(file) if file else None)
         tensors = b"".join(
             v.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() for v in found.net.state_dict().values() if v.dim()
         )
@@ -116,7 +123,7 @@ def load_teacher(spec: str, source: Source, device: torch.device) -> Teacher:
     else:
         teacher = load_checkpoint(Path(spec))
     check_classes(teacher.facts, source)
-    return replace(teacher, net=teacher.net.to(device, memory_format=torch.channels_last))
+    return replace(teacher, net=teacher.net.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
 def check_classes(facts: Facts, source: Source) -> None:

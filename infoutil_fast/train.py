@@ -41,7 +41,8 @@ class Recipe:
     batch: int = 128  # images a step
     weight_decay: float = 5e-4  # on weights of two and more dimensions
     size: int = 0  # side of the input in pixels; 0: the source's own
-    start_size: int = 0  # side in the first epoch, growing to `size` in the last (progressive resizing); 0: always `size`
+    start_size: int = 0  # side of the training images in the first epoch, growing to train_size (progressive resizing); 0: train_size
+    train_size: int = 0  # side of the training images in the last epoch; below `size` it is faster (FixRes, arXiv:1906.06423); 0: size
     crop: float = 0.25  # least area share of the random resized crop
     save_epochs: tuple[int, ...] = ()  # epochs whose weights are kept besides the last
     seed: int = 0  # initial weights, order and augmentation
@@ -107,11 +108,11 @@ def rate(schedule: str, t: float) -> float:
 
 
 def side(recipe: Recipe, epoch: int, size: int) -> int:
-    """Side of the training images in an epoch: linear from `start_size` to `size`, in steps of 32 pixels."""
-    if not recipe.start_size or recipe.epochs == 1:
-        return size
-    grown = recipe.start_size + (size - recipe.start_size) * epoch / (recipe.epochs - 1)
-    return min(size, 32 * round(grown / 32))
+    """Side of the training images in an epoch: linear from `start_size` to `train_size`, in steps of 32 pixels."""
+    last = recipe.train_size or size
+    if not recipe.start_size or epoch == recipe.epochs - 1:
+        return last
+    return 32 * round((recipe.start_size + (last - recipe.start_size) * epoch / (recipe.epochs - 1)) / 32)
 
 
 def augmented(images: Tensor, size: int, recipe: Recipe, generator: Generator) -> Tensor:
@@ -135,10 +136,8 @@ def teach(
         if getattr(recipe, name) < 1:
             raise InputError(f"{name} must be at least 1, not {getattr(recipe, name)}")
     size = recipe.size or source.size
-    if recipe.start_size and recipe.net.startswith("conv"):
-        raise InputError(
-            f"{recipe.net} has a linear layer for {size} px only: start_size={recipe.start_size} needs a net with global pooling (resnet18)"
-        )
+    if (recipe.start_size or recipe.train_size) and recipe.net.startswith("conv"):
+        raise InputError(f"{recipe.net} has a linear layer for {size} px only: other sides need a net with global pooling (resnet18)")
     torch.manual_seed(recipe.seed)
     net = nets.build(recipe.net, len(source.classes), size).to(device)
     optimiser = sgd(net, recipe.lr, recipe.weight_decay)

@@ -41,6 +41,12 @@ class Windows:
     left: np.ndarray  # [n] int64
     size: np.ndarray  # [n] int64, side
 
+    @staticmethod
+    def of(rows: Sequence[tuple[int, int, int, int]]) -> Windows:
+        """From (image, top, left, size) rows."""
+        image, top, left, size = np.array(rows, np.int64).reshape(-1, 4).T
+        return Windows(image, top, left, size)
+
     def __len__(self) -> int:
         return len(self.image)
 

@@ -57,7 +57,7 @@ def noisy_cells(pooled: Tensor, crops: int, noise: float, generators: Sequence[G
 
 def windows_at(split: Split, positions: np.ndarray, cells: Tensor, grid: int, width: int) -> Windows:
     """Windows of `width` patches at pooled cells [N, crops], on the centred square of each stored image; [N * crops], image by image."""
-    image, top, left, size = [], [], [], []
+    rows = []
     across = grid - width + 1
     for position, row in zip(positions.tolist(), cells.tolist(), strict=True):
         h, w = split.read(position).shape[:2]
@@ -65,11 +65,10 @@ def windows_at(split: Split, positions: np.ndarray, cells: Tensor, grid: int, wi
         side = round(square * width / grid)
         for cell in row:
             y, x = divmod(cell, across)
-            image.append(position)
-            top.append(min((h - square) // 2 + round(square * y / grid), h - side))
-            left.append(min((w - square) // 2 + round(square * x / grid), w - side))
-            size.append(side)
-    return Windows(*(np.array(v, np.int64) for v in (image, top, left, size)))
+            top = min((h - square) // 2 + round(square * y / grid), h - side)
+            left = min((w - square) // 2 + round(square * x / grid), w - side)
+            rows.append((position, top, left, side))
+    return Windows.of(rows)
 
 
 def random_windows(
@@ -82,20 +81,17 @@ def random_windows(
         for _ in range(crops):
             top, left, side, _ = random_box(h, w, scale, (1.0, 1.0), generator)
             rows.append((position, top, left, side))
-    return Windows(*np.array(rows, np.int64).reshape(-1, 4).T)
+    return Windows.of(rows)
 
 
 def whole_windows(split: Split, positions: np.ndarray) -> Windows:
     """The centred square of each image."""
-    shapes = [split.read(p).shape[:2] for p in positions.tolist()]
-    return Windows(
-        positions.astype(np.int64),
-        *(
-            np.array(v, np.int64).reshape(-1)
-            for v in ([(h - min(h, w)) // 2 for h, w in shapes], [(w - min(h, w)) // 2 for h, w in shapes])
-        ),
-        np.array([min(s) for s in shapes], np.int64),
-    )
+    rows = []
+    for position in positions.tolist():
+        h, w = split.read(position).shape[:2]
+        square = min(h, w)
+        rows.append((position, (h - square) // 2, (w - square) // 2, square))
+    return Windows.of(rows)
 
 
 def take(split: Split, windows: Windows, size: int, workers: int = 0) -> Tensor:

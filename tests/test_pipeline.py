@@ -175,12 +175,14 @@ def test_label_teacher_gives_the_labels_and_nothing_else(reference, digits, digi
 
 @pytest.mark.parametrize("labels", ["online", "soft", "hard"])
 @pytest.mark.parametrize("recipe", ["rded", "fixed"])
-def test_students_learn(reference, digits, labels, recipe):
-    row = evaluate(reference, student="convnet2-w16", seeds=2, epochs=60, labels=labels, recipe=recipe, source=digits, progress=False)
+def test_students_learn(digits, digits_teacher, labels, recipe, tmp_path):
+    """On random images: the hardest windows of a small pool mislead a student with hard labels."""
+    path = distill(digits, digits_teacher, tmp_path / "set", method="random", **{**OPTIONS, "ipc": 5})
+    row = evaluate(path, student="convnet2-w16", seeds=2, epochs=60, lr=0.01, labels=labels, recipe=recipe, source=digits, progress=False)
     assert row["mean"] > 0.2, "chance is 0.1"
     assert row["best"] is None
     assert len(row["last"]) == 2
-    assert json.loads((reference / "evaluations.jsonl").read_text().splitlines()[-1])["last"] == row["last"]
+    assert json.loads((path / "evaluations.jsonl").read_text().splitlines()[-1])["last"] == row["last"]
 
 
 def test_evaluation_repeats_and_best_of_test_is_at_least_last(reference, digits):

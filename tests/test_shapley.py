@@ -147,7 +147,9 @@ def test_patch_shapley_of_a_linear_net_is_each_patch_s_own_sum(grid, shape):
     net = Sum(torch.randn(c * h * w))
     fill = float(torch.randn(()))
     targets = torch.randint(0, 2, (n,))
-    found = patch_shapley(net, images, targets, grid=grid, fill=fill, design="exact" if rows * columns != 16 else "border_hadamard", batch=7)
+    found = patch_shapley(
+        net, images, targets, grid=grid, fill=fill, design="exact" if rows * columns != 16 else "border_hadamard", batch=7
+    )
     contribution = ((images - fill) * net.weight.view(c, h, w)).sum(1)  # [n, h, w]
     expected = torch.zeros(n, rows, columns)
     for y in range(h):
