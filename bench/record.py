@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import re
 import sys
@@ -24,26 +25,37 @@ def device_name(device: str) -> str:
         return torch.cuda.get_device_name()
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return f"{found[1] if found else platform.processor()} ({torch.get_num_threads()} threads)"
+    return found[1] if found else platform.processor()
 
 
-def row(name: str, params: dict[str, Any], device: str, seconds: Sequence[float], against: Sequence[float], than: str) -> dict[str, Any]:
-    """`seconds` of this version and `against` of the baseline called `than`, taken in turn in one run; ratio > 1: this one is faster."""
-    low, _, high = quantiles(seconds, n=4)
+Times = Sequence[tuple[float, float]]  # (by the clock, of the processor), in seconds
+
+
+def row(name: str, params: dict[str, Any], device: str, taken: Times, against: Times, than: str) -> dict[str, Any]:
+    """`taken` by this version and `against` by the baseline called `than`, in turn in one run; ratio > 1 where this one is faster.
+
+    On a machine with other work the ratio by the clock depends on who was interrupted: `load` says how much waited, and then processor time
+    is the fairer ratio (with one thread).
+    """
+    wall, busy = zip(*taken, strict=True)
+    than_wall, than_busy = zip(*against, strict=True)
+    low, _, high = quantiles(wall, n=4)
     return {
         "name": name,
         "params": params,
         "device": device_name(device),
-        "n": len(seconds),
-        "median": median(seconds),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "n": len(taken),
+        "median": median(wall),
         "iqr": [low, high],
-        "min": min(seconds),
-        "ratio": round(median(against) / median(seconds), 3),
-        "ratio_of_mins": round(min(against) / min(seconds), 3),
+        "median_processor": median(busy),
         "baseline": than,
+        "ratio": round(median(than_wall) / median(wall), 3),
+        "ratio_processor": round(median(than_busy) / median(busy), 3),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
-        "command": "python -m pytest " + " ".join(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]),
+        "command": "python -m pytest " + " ".join(sys.argv[1:]),
     }
 
 

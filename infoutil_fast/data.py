@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +63,13 @@ class Split:
             for row in range(len(rows)):
                 fill(row)
         return torch.from_numpy(out)
+
+    def held(self, positions: Iterable[int], workers: int = 0) -> Split:
+        """This split with the images at `positions` decoded once, by `workers` threads, and kept in memory; the others cannot be read."""
+        rows = [int(p) for p in positions]
+        with ThreadPoolExecutor(max(workers, 1)) as threads:
+            kept = dict(zip(rows, threads.map(self.read, rows), strict=True))
+        return replace(self, read=kept.__getitem__)
 
     def of_class(self, label: int) -> np.ndarray:
         """Positions of one class, ascending, [n] int64."""

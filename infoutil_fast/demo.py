@@ -21,7 +21,7 @@ from infoutil_fast.store import folder, write_bytes
 from infoutil_fast.train import Recipe, teach
 
 log = logging.getLogger(__name__)
-TEACHER = Recipe(net="convnet4-w64", epochs=12)
+TEACHER = Recipe(net="convnet4-w64", epochs=16, batch=64)
 ROWS: dict[str, dict[str, Any]] = {
     "infoutil": {"method": "infoutil"},
     "rded": {"method": "rded"},

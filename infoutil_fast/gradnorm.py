@@ -41,7 +41,6 @@ def grad_norms(
     default cross-entropy. `layers="last"` is forward only: the last linear layer, ||p - y||^2 (||h||^2 + 1).
     `per_layer` also returns a dict from layer (or parameter) name to squared norms, float64 [N].
     Parameters that no rule covers (bare ones, packed attention, shared or reused layers) go through `torch.func`; this is logged.
-
     Raises `InputError` for targets out of range, logits that are NaN or not [N, C], and layers that mix samples.
     Source: Goodfellow 2015 (arXiv:1510.01799), ghost norms (arXiv:2110.05679, 2205.10683).
     """
@@ -53,7 +52,7 @@ def grad_norms(
             squares = _scan(partial(_all_layers, model, loss, alone), images, targets, max_batch or batch)
         else:
             squares = _scan(partial(_last_layer, model, loss), images, targets, max_batch or 128)
-    norms = sum(squares.values(), torch.zeros(len(images), dtype=torch.float64, device=images.device)).sqrt().float()
+    norms = sum(squares.values(), images.new_zeros(len(images), dtype=torch.float64)).sqrt().float()
     return (norms, squares) if per_layer else norms
 
 
@@ -89,8 +88,8 @@ def _scan(step: Callable[[Tensor, Tensor, int], Squares], images: Tensor, target
     squares: Squares = {}
     for start in range(0, len(images), batch):
         rows = slice(start, start + batch)
-        x, y = images[rows].detach().clone(), targets[rows].to(images.device, torch.int64, copy=True)
-        for name, square in step(x, y, start).items():
+        y = targets[rows].to(images.device, torch.int64, copy=True)
+        for name, square in step(images[rows].detach().clone(), y, start).items():
             squares.setdefault(name, square.new_zeros(len(images)))[rows] = square
     return squares
 
@@ -209,10 +208,8 @@ def _by_sample(model: nn.Module, x: Tensor, unit: Tensor, params: dict[str, nn.P
     """Squared norms [n] of `params` from whole gradients, vmapped over as many samples as fit, or one by one."""
 
     def squares(image: Tensor, g: Tensor) -> Squares:
-        def payoff(values: dict[str, Tensor]) -> Tensor:
-            return (functional_call(model, values, (image[None].clone(),))[0] * g).sum()
-
-        grads = grad(payoff)({name: p.detach() for name, p in params.items()})
+        at = {name: p.detach() for name, p in params.items()}
+        grads = grad(lambda values: (functional_call(model, values, (image[None].clone(),))[0] * g).sum())(at)
         return {name: v.double().square().sum() for name, v in grads.items()}
 
     rows = max(1, 8 * LAYER_FLOATS // sum(p.numel() for p in params.values()))
@@ -223,9 +220,9 @@ def _by_sample(model: nn.Module, x: Tensor, unit: Tensor, params: dict[str, nn.P
         log.info("the model cannot be vmapped (%s): one sample at a time", str(error).strip().partition("\n")[0])
     result = {name: unit.new_zeros(len(x), dtype=torch.float64) for name in params}
     for i in range(len(x)):
-        grads = torch.autograd.grad(model(x[i : i + 1].clone()), list(params.values()), unit[i : i + 1], allow_unused=True)
-        for name, v in zip(params, grads, strict=True):
-            result[name][i] = 0 if v is None else v.double().square().sum()
+        logits = model(x[i : i + 1].clone())
+        for name, v in zip(params, torch.autograd.grad(logits, [*params.values()], unit[i : i + 1], materialize_grads=True), strict=True):
+            result[name][i] = v.double().square().sum()
     return result
 
 
@@ -235,8 +232,7 @@ def _layer(call: _Call, g: Tensor, own: dict[str, Tensor]) -> Tensor:
     for pair in zip(call.x.split(rows), g.split(rows), strict=True):
         x_part, g_part = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in pair)
         weight = RULES[type(call.layer)](call.layer, x_part, g_part) if "weight" in own else 0
-        bias = _summed(call.layer, g_part) if "bias" in own else 0
-        parts.append(g_part.new_zeros(len(g_part)) + weight + bias)
+        parts.append(g_part.new_zeros(len(g_part)) + weight + (_summed(call.layer, g_part) if "bias" in own else 0))
     return torch.cat(parts)
 
 
@@ -274,8 +270,7 @@ def _conv(layer: Any, x: Tensor, g: Tensor) -> Tensor:
         x = F.pad(x, layer._reversed_padding_repeated_twice, "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
     x, g = x.movedim(1, -1).contiguous(), g.movedim(1, -1)  # [n, *in, C], [n, *out, O]
     n, groups, c = len(x), layer.groups, x.shape[-1] // layer.groups
-    steps = [s * d for s, d in zip(x.stride()[1:-1], layer.stride, strict=True)]
-    taps = [s * d for s, d in zip(x.stride()[1:-1], layer.dilation, strict=True)]
+    steps, taps = ([s * d for s, d in zip(x.stride()[1:-1], by, strict=True)] for by in (layer.stride, layer.dilation))
     u = x.as_strided((n, groups, *g.shape[1:-1], *layer.kernel_size, c), (x.stride(0), c, *steps, *taps, 1))
     u = u.reshape(n * groups, g[0, ..., 0].numel(), -1)  # [n * groups, T, K]
     g = g.reshape(n, -1, groups, g.shape[-1] // groups).transpose(1, 2).flatten(0, 1)

@@ -126,9 +126,11 @@ def _results(found: Found) -> Html:
     if not rows:
         return note("No evaluation yet. ", remark)
     peeked = any(row.get("best") for row in rows)
-    head = ["Student", "Labels", "Recipe", "Epochs", "Accuracy (%)", "Single seeds (%)"] + ["Best of test (peeks at the test set)"] * peeked
+    head = ["Student", "Labels", "Recipe", "Images per class", "Epochs", "Accuracy (%)", "Single seeds (%)"] + [
+        "Best of test (peeks at the test set)"
+    ] * peeked
     told = "Accuracy of the last epoch on the validation split: mean ± standard deviation over seeds."
-    return join([note(told, " ", remark), table(head, [_result(row, peeked) for row in rows], text=(0, 1, 2, 5, 6))])
+    return join([note(told, " ", remark), table(head, [_result(row, peeked) for row in rows], text=(0, 1, 2, 6, 7))])
 
 
 def _result(row: dict[str, Any], peeked: bool) -> list[object]:
@@ -141,7 +143,7 @@ def _result(row: dict[str, Any], peeked: bool) -> list[object]:
     single = ", ".join(name + _percent(value) for name, value in zip(names, last, strict=True))
     best = [", ".join(map(_percent, row.get("best") or [])) or None] if peeked else []
     bold = None if mean is None else tag("b", f"{_percent(mean)}{spread}")
-    return [row.get("student"), row.get("labels"), row.get("recipe"), row.get("epochs"), bold, single or None, *best]
+    return [row.get("student"), row.get("labels"), row.get("recipe"), row.get("ipc"), row.get("epochs"), bold, single or None, *best]
 
 
 def _gallery(found: Found, per_class: int) -> Html:

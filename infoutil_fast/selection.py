@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from infoutil_fast.augment import resize
-from infoutil_fast.data import Source
+from infoutil_fast.data import Split
 from infoutil_fast.memory import Stages
 from infoutil_fast.teacher import Teacher, refuse_nan
 from infoutil_fast.types import ClassShard, Windows
@@ -38,7 +38,7 @@ class Kept:
 
 
 def keep(
-    source: Source,
+    split: Split,
     teacher: Teacher,
     label: int,
     tried: Windows,
@@ -55,10 +55,10 @@ def keep(
 ) -> Kept:
     """Score `tried`, `per_image` windows of each image at `side` pixels; of each image keep the best one, of those the `count` best."""
     with stage("cut"):
-        crops = take(source.train, tried, side, run.workers)
+        crops = take(split, tried, side, run.workers)
     with stage("utility"):
         scores = window_scores(teacher, crops, label, score, score_at, file_generator(seed, label, "scores"), run.batch)
-        refuse_nan(scores[:, None], [source.train.names[i] for i in tried.image], teacher.facts.name)
+        refuse_nan(scores[:, None], [split.names[i] for i in tried.image], teacher.facts.name)
     with stage("select"):
         one = best_of_image(scores, per_image, direction)
         index = one[rank(scores[one], count, direction)]

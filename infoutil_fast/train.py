@@ -32,7 +32,7 @@ IN_MEMORY = 4 << 30  # bytes of decoded pixels that are kept; larger splits are 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a teacher is trained. SGD with Nesterov momentum 0.9; random shift and flip below 96 px, random resized crop and flip above."""
+    """How a teacher is trained: SGD with Nesterov momentum 0.9, flips, random shifts below 64 px and random resized crops from there on."""
 
     net: str = "convnet3"  # name, see `infoutil info`
     epochs: int = 20  # passes over the training split
@@ -116,7 +116,7 @@ def side(recipe: Recipe, epoch: int, size: int) -> int:
 
 
 def augmented(images: Tensor, size: int, recipe: Recipe, generator: Generator) -> Tensor:
-    if size >= 96 or images.shape[2] != size:
+    if size >= 64 or images.shape[2] != size:
         images = augment.resized_crop(images, size, (recipe.crop, 1.0), generator)
     else:
         images = augment.shift(images, size // 8, generator)

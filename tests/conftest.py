@@ -15,6 +15,7 @@ import torch
 
 from infoutil_fast.data import Source, open_source
 from infoutil_fast.demo import TEACHER
+from infoutil_fast.device import choose_dtype
 from infoutil_fast.train import Recipe, teach
 
 CPU = torch.device("cpu")
@@ -92,6 +93,6 @@ def digits_teacher(digits: Source, tmp_path_factory: pytest.TempPathFactory) -> 
 def demo_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's own teacher, trained once a session."""
     out = tmp_path_factory.mktemp("teacher") / "demo"
-    last = teach(open_source("demo"), TEACHER, out, device=CPU, dtype=torch.float32, progress=False)
+    last = teach(open_source("demo"), TEACHER, out, device=CPU, dtype=choose_dtype("auto", CPU), progress=False)
     assert last["accuracy"] > 0.8
     return out

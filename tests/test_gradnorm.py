@@ -302,14 +302,17 @@ WAYS = [
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_parameter_counts_however_it_is_used(way: str) -> None:
+def test_every_parameter_counts_however_it_is_used(way: str, caplog: pytest.LogCaptureFixture) -> None:
     images = torch.randn(3, 3, 5, 7)
     kept = images.clone()
     model, targets = Twisted(way), torch.randint(0, CLASSES, (3,))
     expected = total(whole_gradients(model, images.clone(), targets))
-    norms = grad_norms(model, images, targets)
+    with caplog.at_level(logging.INFO):
+        norms = grad_norms(model, images, targets)
     torch.testing.assert_close(norms, expected.float(), rtol=TOLERANCES[torch.float32], atol=0)
     assert torch.equal(images, kept)
+    if "in place" in way:
+        assert f"norms of unused.weight, unused.bias {BY_FUNC}" in caplog.text
 
 
 def test_an_input_changed_in_place_is_no_silent_error() -> None:
@@ -393,8 +396,9 @@ def test_logits_far_apart_neither_overflow_nor_underflow() -> None:
     model.weight.data = torch.tensor([[1.0], [0.0]])
     x = torch.tensor([20.0, 45, 200, 400, 800, -800])[:, None]
     expected = math.sqrt(2) * x[:, 0].double().abs() * torch.sigmoid(-x[:, 0].double())
-    norms = grad_norms(model, x, torch.zeros(6, dtype=torch.int64))
+    norms, squares = grad_norms(model, x, torch.zeros(6, dtype=torch.int64), per_layer=True)
     torch.testing.assert_close(norms, expected.float(), rtol=1e-5, atol=1e-30)
+    torch.testing.assert_close(squares[""], expected.square(), rtol=1e-5, atol=0)
 
 
 def state(model: nn.Module) -> list[Any]:
@@ -418,7 +422,8 @@ def test_the_model_is_left_as_it_was(failure: str | None) -> None:
     before = state(model)
     weights = copy.deepcopy(model.state_dict())
     if failure is None:
-        grad_norms(model, images, targets)
+        expected = total(whole_gradients(model, images, targets)).float()
+        torch.testing.assert_close(grad_norms(model, images, targets), expected, rtol=TOLERANCES[torch.float32], atol=0)
     else:
         with pytest.raises((InputError, RuntimeError)):
             grad_norms(model, images, targets)

@@ -15,7 +15,7 @@ from infoutil_fast.shapley import PAYOFFS, patch_shapley, plan
 from infoutil_fast.teacher import Teacher, refuse_nan
 from infoutil_fast.types import ClassShard, InputError, one_of
 from infoutil_fast.utility import INPUTS, SCORES
-from infoutil_fast.windows import DIRECTIONS, file_generator, noisy_cells, pool_heat, random_windows, windows_at
+from infoutil_fast.windows import DIRECTIONS, file_generator, noisy_cells, pool_heat, random_windows, whole_windows, windows_at
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Config:
     evaluations: int = 0  # forwards per image; 0: the design's own, 64, 25 or all
     payoff: str = "logit"  # of the label: logit, log_probability, probability
     windows: str = "shapley"  # shapley, or random: the ablation without Shapley
-    window: int = 0  # side of a window in patches; 0: half the grid at factor 2 and above, else three quarters
+    window: int = 0  # side of a window in patches; 0: half the grid at factor 2 and above, else the whole image
     crops: int = 5  # windows tried per image: all noisy but the last
     noise: float = 2.0  # standard deviation of the noise in deviations of the pooled map; 0: none
     distinct: bool = False  # the windows tried of one image differ
     score: str = "grad_norm"  # utility: grad_norm, last_layer, el2n, loss, or random: the ablation without norm
     score_at: str = "native"  # size of a window when it is scored: native, pad, resize
-    direction: str = "high"  # keep high, low or medium scores
+    direction: str = "low"  # scores to keep: low (easy windows), high (the paper), medium
 
     def __post_init__(self) -> None:
         one_of("windows", self.windows, ("shapley", "random"))
@@ -66,32 +66,36 @@ PAPER = {
 
 def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int], run: Run) -> Iterator[ClassShard]:
     """One finished shard of each class in `labels`."""
-    size, width = teacher.facts.size, cfg.window or (cfg.grid // 2 if cfg.factor > 1 else 3 * cfg.grid // 4)
+    size, width = teacher.facts.size, cfg.window or (cfg.grid // 2 if cfg.factor > 1 else cfg.grid)
     for label in labels:
         stage = Stages(teacher.device)
         pool = source.pool(label, cfg.pool, cfg.seed)
-        names = [source.train.names[i] for i in pool]
+        with stage("read"):
+            split = source.train.held(pool, run.workers)
+        names = [split.names[i] for i in pool]
         generators = [file_generator(cfg.seed, label, name) for name in names]
-        heat = None
-        if cfg.windows == "shapley":
-            with stage("read"):
-                images = source.train.batch(pool, size, run.workers)
+        heat, crops = None, cfg.crops
+        if cfg.windows == "random":
+            with stage("cut"):
+                tried = random_windows(split, pool, crops, generators)
+        elif width == cfg.grid:  # one window only: no map is needed to choose it
+            with stage("cut"):
+                tried, crops = whole_windows(split, pool), 1
+        else:
             with stage("shapley"):
+                images = split.batch(pool, size, run.workers)
                 heat = heat_maps(teacher, images, label, cfg, run, generators)
                 refuse_nan(heat, names, teacher.facts.name)
             with stage("cut"):
-                cells = noisy_cells(pool_heat(heat, width), cfg.crops, cfg.noise, generators, cfg.distinct)
-                tried = windows_at(source.train, pool, cells, cfg.grid, width)
-        else:
-            with stage("cut"):
-                tried = random_windows(source.train, pool, cfg.crops, generators)
+                cells = noisy_cells(pool_heat(heat, width), crops, cfg.noise, generators, cfg.distinct)
+                tried = windows_at(split, pool, cells, cfg.grid, width)
         kept = keep(
-            source,
+            split,
             teacher,
             label,
             tried,
             cfg.ipc * cfg.factor**2,
-            per_image=cfg.crops,
+            per_image=crops,
             side=size // cfg.factor,
             score=cfg.score,
             score_at=cfg.score_at,
@@ -100,7 +104,7 @@ def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int]
             run=run,
             stage=stage,
         )
-        yield shard(teacher, label, kept, cfg.factor, run, stage, heat if heat is None else heat[kept.index // cfg.crops])
+        yield shard(teacher, label, kept, cfg.factor, run, stage, heat if heat is None else heat[kept.index // crops])
 
 
 def heat_maps(teacher: Teacher, images: Tensor, label: int, cfg: Config, run: Run, generators: list[torch.Generator]) -> Tensor:

@@ -30,11 +30,13 @@ def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int]
     for label in labels:
         stage = Stages(teacher.device)
         pool = source.pool(label, cfg.pool, cfg.seed)
+        with stage("read"):
+            split = source.train.held(pool, run.workers)
         with stage("cut"):
-            generators = [file_generator(cfg.seed, label, source.train.names[i]) for i in pool]
-            tried = whole_windows(source.train, pool) if cfg.windows == "whole" else random_windows(source.train, pool, 1, generators)
+            generators = [file_generator(cfg.seed, label, split.names[i]) for i in pool]
+            tried = whole_windows(split, pool) if cfg.windows == "whole" else random_windows(split, pool, 1, generators)
         kept = keep(
-            source,
+            split,
             teacher,
             label,
             tried,

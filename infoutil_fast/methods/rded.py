@@ -34,11 +34,13 @@ def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int]
     for label in labels:
         stage = Stages(teacher.device)
         pool = source.pool(label, cfg.pool, cfg.seed)
+        with stage("read"):
+            split = source.train.held(pool, run.workers)
         with stage("cut"):
-            generators = [file_generator(cfg.seed, label, source.train.names[i]) for i in pool]
-            tried = random_windows(source.train, pool, cfg.crops, generators)
+            generators = [file_generator(cfg.seed, label, split.names[i]) for i in pool]
+            tried = random_windows(split, pool, cfg.crops, generators)
         kept = keep(
-            source,
+            split,
             teacher,
             label,
             tried,
