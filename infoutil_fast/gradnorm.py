@@ -179,7 +179,7 @@ def _all_layers(model: nn.Module, loss: Loss | None, alone: set[str], x: Tensor,
     left = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         for call, out_grad in zip(calls, grads, strict=True):
-            own = {k: p for k, p in call.layer.named_parameters(recurse=False) if p.requires_grad and uses[p] == 2}
+            own = {k: p for k, p in call.layer.named_parameters(recurse=False) if uses[p] == 2}
             own = own if out_grad is not None and own.keys() <= {"weight", "bias"} else {}
             if own:
                 squares[call.name] = _layer(call, out_grad, own)

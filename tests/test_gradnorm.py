@@ -153,6 +153,12 @@ def test_embedding_equals_the_definition(options: dict[str, Any]) -> None:
     assert_norms(with_head(nn.Embedding(5, 3, **options), tokens), tokens)
 
 
+def test_the_cheaper_form_is_taken() -> None:
+    assert gradnorm._direct(1024, 27, 128)  # first convolution at 32 px
+    assert not gradnorm._direct(16, 4608, 512)  # last stage of a ResNet-18
+    assert not gradnorm._direct(1, 512, 1000)
+
+
 def test_memory_bounds_do_not_change_the_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randn(7, 3, 8, 8)
     model = build("convnet2-w5", CLASSES, 8)
@@ -260,11 +266,15 @@ class Twisted(nn.Module):
         self.head = nn.Linear(3, CLASSES)
         if way == "shared":
             self.other.weight = self.conv.weight
+        if way == "extra":
+            self.other.extra = nn.Parameter(torch.rand(3, 1, 1))
         if way == "weight norm":
             self.conv = nn.utils.parametrizations.weight_norm(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
         way = self.way
+        if way == "input scaled":
+            x = x.mul_(2)
         y = self.conv(input=x) if way == "keywords" else self.conv(x)
         if way == "in place":
             y = F.relu(self.norm(F.relu_(y)), inplace=True)
@@ -275,8 +285,10 @@ class Twisted(nn.Module):
         if way == "input changed":
             x.mul_(2)
         y = self.other(y.tanh())
-        if way == "twice":
+        if way in ("twice", "input scaled"):
             y = self.conv(y)
+        if way == "extra":
+            y = y * self.other.extra
         if way == "functional":
             y = y + F.conv2d(x, self.conv.weight, padding=1).square()
         if way == "unvmappable" and y.sum().item() > math.inf:
@@ -296,6 +308,8 @@ WAYS = [
     "in place",
     "slice in place",
     "keywords",
+    "input scaled",
+    "extra",
     "unvmappable",
     "detached",
 ]
@@ -454,8 +468,15 @@ def test_bfloat16_is_summed_in_float32() -> None:
     torch.testing.assert_close(grad_norms(model, images, targets), expected, rtol=1e-2, atol=0)
 
 
-def test_autocast_outside_leaves_the_sums_accurate() -> None:
+def test_autocast_outside_leaves_the_sums_accurate(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images, targets = build("convnet2-w5", CLASSES, 8), torch.randn(5, 3, 8, 8), torch.randint(0, CLASSES, (5,))
+    product = gradnorm._product
+
+    def watched(u: Tensor, g: Tensor) -> Tensor:
+        assert u.dtype == g.dtype == (u.mT @ g).dtype == torch.float32
+        return product(u, g)
+
+    monkeypatch.setattr(gradnorm, "_product", watched)
     with torch.autocast("cpu", torch.bfloat16):
         norms = grad_norms(model, images, targets)
     expected = total(whole_gradients(model, images, targets)).float()
