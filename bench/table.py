@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", default=list(DEFAULT), choices=[*SETS, "infoutil paper, early labels"])
     parser.add_argument("--ipc", nargs="+", type=int, default=[1, 10, 50])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--student", default="convnet3")
     parser.add_argument("--labels", default="online")
     parser.add_argument("--recipe", default="rded")
@@ -52,7 +52,7 @@ def main() -> None:
     source = open_source(args.source)
     args.results.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for name in args.rows:
             early = name.endswith(", early labels")
             base = name.removesuffix(", early labels")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 
+from infoutil_fast.device import evaluating
 from infoutil_fast.types import InputError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -73,15 +74,8 @@ def _ready(model: nn.Module, images: Tensor, targets: Tensor, max_batch: int | N
     for name, m in model.named_modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None:
             raise InputError(f"batch norm {name!r} has no running statistics, so it mixes samples: no gradient per sample exists")
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        for m, _ in modes:
-            m.training = False
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for m, mode in modes:
-            m.training = mode
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def _scan(step: Callable[[Tensor, Tensor, int], Squares], images: Tensor, targets: Tensor, batch: int) -> Squares:

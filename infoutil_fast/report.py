@@ -268,7 +268,7 @@ def _settings(found: Found) -> Html:
     total = [f"All {len(found.done)} classes", files, *map(_kib, sums)]
     parts = [
         tag("h3", "Make it again"),
-        tag("pre", tag("code", "infoutil distill --config meta.json")),
+        tag("pre", tag("code", "infoutil distill OUT --config meta.json")),
         tag("h3", "Settings"),
         table(["Name", "Value"], config, (0, 1)) if config else note("meta.json has no configuration."),
         tag("h3", "Provenance"),

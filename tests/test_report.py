@@ -140,7 +140,17 @@ def test_a_finished_set_shows_every_part(tmp_path: Path, source: Source, rng: np
     ):
         assert text.lower() in page.lower()
     assert "25.0 ±" not in page  # one seed has no deviation
-    for text in ("75.0", "12.00", "on 2 ranks", "noise.scale", "0.125", "00ff", "infoutil distill --config meta.json", ">2.0<", ">6.0<"):
+    for text in (
+        "75.0",
+        "12.00",
+        "on 2 ranks",
+        "noise.scale",
+        "0.125",
+        "00ff",
+        "infoutil distill OUT --config meta.json",
+        ">2.0<",
+        ">6.0<",
+    ):
         assert text in page
     shown = pictures(page)
     assert len(shown) == 3 * IPC + 3 * 5 + (3 + 1)  # the gallery, five source images a class, a histogram a class and one of all
