@@ -53,25 +53,33 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 def begin(path: Path, meta: dict[str, Any], overwrite: bool) -> None:
     """Start a set or go on with it. Raises `InputError` where something else stands there; only `overwrite` replaces a set."""
-    if (path / "meta.json").exists():
-        have = read_meta(path)
-        if not overwrite:
-            differs = [key for key in meta if have.get(key) != meta[key]]
-            if differs:
-                inner = [k for k in meta["config"] if have.get("config", {}).get(k) != meta["config"][k]] if "config" in differs else []
-                what = ", ".join([*(k for k in differs if k != "config"), *inner])
-                raise InputError(f"{path} holds a set made with another {what}: choose another folder, or --overwrite to replace it")
-            return
-        for name in ("images", "labels", "scores"):
-            shutil.rmtree(path / name, ignore_errors=True)
-        for name in ("timings.jsonl", "evaluations.jsonl", "report.html", "meta.json"):
-            (path / name).unlink(missing_ok=True)
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+    begun = path / "meta.json"
+    foreign = path.is_file() or (path.is_dir() and any(not file.name.startswith(begun.name) for file in path.iterdir()))
+    if foreign and not begun.exists():  # asked in this order: another rank may be beginning just now
         raise InputError(f"{path} exists and is not a distilled set: choose a new or empty folder")
+    if begun.exists() and not overwrite:
+        have = read_meta(path)
+        differs = [key for key in meta if have.get(key) != meta[key]]
+        if differs:
+            inner = [k for k in meta["config"] if have.get("config", {}).get(k) != meta["config"][k]] if "config" in differs else []
+            what = ", ".join([*(k for k in differs if k != "config"), *inner])
+            raise InputError(f"{path} holds a set made with another {what}: choose another folder, or --overwrite to replace it")
+        return
+    if begun.exists():
+        read_meta(path)  # refuses what is no set
+        _clear(path)
     try:
         write_bytes(path / "meta.json", encode(meta))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _clear(path: Path) -> None:
+    """Remove a set, and nothing else that lies beside it."""
+    for name in ("images", "labels", "scores"):
+        shutil.rmtree(path / name, ignore_errors=True)
+    for name in ("timings.jsonl", "evaluations.jsonl", "report.html", "meta.json"):
+        (path / name).unlink(missing_ok=True)
 
 
 def encode(meta: dict[str, Any]) -> bytes:
