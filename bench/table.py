@@ -24,11 +24,12 @@ SETS: dict[str, dict[str, Any]] = {
     "rded": {"method": "rded"},
     "infoutil": {"method": "infoutil"},
     "infoutil paper": {"method": "infoutil", "preset": "paper"},
-    "no shapley": {"method": "infoutil", "windows": "random"},
-    "no norm": {"method": "infoutil", "score": "random"},
-    "no noise": {"method": "infoutil", "noise": 0.0},
-    "low": {"method": "infoutil", "direction": "low"},
-    "medium": {"method": "infoutil", "direction": "medium"},
+    "paper, no shapley": {"method": "infoutil", "preset": "paper", "windows": "random"},
+    "paper, no norm": {"method": "infoutil", "preset": "paper", "score": "random"},
+    "paper, no noise": {"method": "infoutil", "preset": "paper", "noise": 0.0},
+    "paper, low": {"method": "infoutil", "preset": "paper", "direction": "low"},
+    "paper, medium": {"method": "infoutil", "preset": "paper", "direction": "medium"},
+    "paper, whole images": {"method": "infoutil", "preset": "paper", "window": 4},
 }
 DEFAULT = ("random images", "random crops", "rded", "infoutil", "infoutil paper", "infoutil paper, early labels")
 
@@ -57,11 +58,13 @@ def main() -> None:
             early = name.endswith(", early labels")
             base = name.removesuffix(", early labels")
             path = args.work / f"{base.replace(' ', '-')}-{seed}"
-            distill(source, args.teacher, path, ipc=max(args.ipc), factor=1, seed=seed, workers=2, **SETS[base])
-            for ipc in args.ipc:
-                key = {"row": name, "ipc": ipc, "seed": seed, "student": args.student, "labels": args.labels, "recipe": args.recipe}
-                if any(all(row[k] == v for k, v in key.items()) for row in done):
-                    continue
+            shared = {"row": name, "seed": seed, "student": args.student, "labels": args.labels, "recipe": args.recipe}
+            keys = [{**shared, "ipc": ipc} for ipc in args.ipc]
+            keys = [key for key in keys if not any(all(row[k] == v for k, v in key.items()) for row in done)]
+            if keys:
+                distill(source, args.teacher, path, ipc=max(args.ipc), factor=1, seed=seed, workers=2, **SETS[base])
+            for key in keys:
+                ipc = key["ipc"]
                 found = evaluate(
                     path,
                     student=args.student,
