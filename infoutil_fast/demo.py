@@ -36,7 +36,7 @@ class Settings:
 
     ipc: int = 10
     factor: int = 2
-    pool: int = 150
+    pool: int = 80
     student: str = "convnet4-w64"
     epochs: int = 100
 
