@@ -59,7 +59,7 @@ def main() -> None:
             base = name.removesuffix(", early labels")
             path = args.work / f"{base.replace(' ', '-')}-{seed}"
             shared = {"row": name, "seed": seed, "student": args.student, "labels": args.labels, "recipe": args.recipe}
-            keys = [{**shared, "ipc": ipc} for ipc in args.ipc]
+            keys = [{**shared, "ipc": ipc} for ipc in args.ipc if not (early and ipc >= 50)]  # there the paper takes the converged teacher
             keys = [key for key in keys if not any(all(row[k] == v for k, v in key.items()) for row in done)]
             if keys:
                 distill(source, args.teacher, path, ipc=max(args.ipc), factor=1, seed=seed, workers=2, **SETS[base])
@@ -73,7 +73,7 @@ def main() -> None:
                     ipc=ipc,
                     labels=args.labels,
                     recipe=args.recipe,
-                    teacher=args.early if early and ipc < 50 else args.teacher,
+                    teacher=args.early if early else args.teacher,
                     source=source,
                 )
                 done.append(
