@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"infoutil: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("infoutil: interrupted; the same command goes on from here", file=sys.stderr)
+        print("infoutil: interrupted; teach goes on from its last epoch, distill from its last class", file=sys.stderr)
         return 130
     return 0
 
@@ -163,6 +163,8 @@ def _teach(args: argparse.Namespace, show: Show) -> None:
 
 
 def _distill(args: argparse.Namespace, show: Show) -> None:
+    if args.config and args.preset:
+        raise InputError("--config already holds all settings: leave out --preset")
     asked = _again(args.config) if args.config else {"options": {}}
     source, teacher = args.source or asked.get("source"), args.teacher or asked.get("teacher")
     if not source or not teacher:

@@ -65,25 +65,30 @@ def demo(
         path = out / name.replace(" ", "-")
         made = {"ipc": settings.ipc, "pool": settings.pool, "factor": settings.factor, **options}
         distill(source, out / "teacher", path, device=device, dtype=dtype, workers=workers, progress=progress, **made)
-        done = path / "evaluations.jsonl"
-        if not done.exists():
-            evaluate(
-                path,
-                student=settings.student,
-                seeds=seeds,
-                epochs=settings.epochs,
-                source=source,
-                device=device,
-                dtype=dtype,
-                workers=workers,
-                progress=progress,
-            )
-        result = json.loads(done.read_text().splitlines()[-1])
+        asked = {"student": settings.student, "labels": "online", "epochs": settings.epochs, "seeds": list(range(seeds))}
+        result = _evaluated(path, asked) or evaluate(
+            path,
+            student=settings.student,
+            seeds=seeds,
+            epochs=settings.epochs,
+            source=source,
+            device=device,
+            dtype=dtype,
+            workers=workers,
+            progress=progress,
+        )
         rows.append({"name": name, "teacher": taught["accuracy"], "accuracy": result["mean"], "std": result["std"], **_cost(path)})
         rows[-1].update(evaluate_seconds=result["seconds"], hits=hits(path, source), report=str(write_report(path)))
     picture(out / "infoutil", source).save(out / "demo.png")
     write_bytes(out / "table.json", (json.dumps(rows, indent=1) + "\n").encode())
     return rows
+
+
+def _evaluated(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """An earlier evaluation of the set with these settings."""
+    file = path / "evaluations.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return next((row for row in rows if all(row[key] == value for key, value in asked.items())), None)
 
 
 def _cost(path: Path) -> dict[str, Any]:

@@ -32,7 +32,11 @@ LABELS = ("online", "soft", "hard")
 
 @dataclass(frozen=True)
 class StudentRecipe:
-    """AdamW on shuffled patches, random resized crops, flips and CutMix (RDED, validate/train.py and its settings)."""
+    """AdamW on shuffled patches, random resized crops, flips and CutMix (RDED, validate/train.py and its settings).
+
+    Not taken over: its ImageNet statistics on every source, its smaller rates for some students and for CIFAR-100 with a ConvNet,
+    its fixed batch of 100 on Tiny-ImageNet, and its test images (ours: short side to the input size, centre crop).
+    """
 
     epochs: int = 300  # passes over the distilled set
     batch: int = 0  # images a step; 0: 10, 50, 100 from ipc 1, 10, 50 on, doubled from 100 classes on
@@ -71,8 +75,9 @@ class Bench:
         """Class probabilities [n, C] that the student should give to `mixed` (normalised)."""
         if self.labels == "online":
             assert self.oracle is not None
+            seen = augment.resize(mixed, self.oracle.facts.size)  # a label teacher may look at another size
             with torch.no_grad(), autocast(self.device, self.dtype):
-                return (self.oracle.net(mixed).float() / temperature).softmax(1)
+                return (self.oracle.net(seen).float() / temperature).softmax(1)
         if self.labels == "soft":
             known = (self.soft[index].to(self.device) / temperature).softmax(2).mean(1)
         else:
@@ -165,6 +170,8 @@ def evaluate(
         raise InputError(f"{opened.name} has other classes than the set at {path}")
     about = have.meta["label_teacher"] or have.meta["teacher"]
     oracle = load_teacher(teacher or about["spec"], opened, where) if labels == "online" else None
+    if oracle and not teacher and oracle.facts.hash != about["hash"]:
+        raise InputError(f"{about['spec']} is no longer the teacher of {path} (its weights changed): name one with --teacher")
     bench = Bench(
         have.pixels(),
         have.hard,

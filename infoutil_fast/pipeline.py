@@ -100,6 +100,8 @@ def prepare(
     main = teacher if isinstance(teacher, Teacher) else load_teacher(str(teacher), opened, where)
     labeller = label_teacher if isinstance(label_teacher, Teacher | None) else load_teacher(str(label_teacher), opened, where)
     config = resolve(config, main.facts.size)
+    if preset == "paper" and labeller is None and config.ipc < 50:
+        log.warning("the paper labels ipc %d with an early teacher (`infoutil teach --early`): give it as label_teacher", config.ipc)
     check_pool(opened, config)
     for judge in [main] if labeller is None else [main, labeller]:
         log.info(

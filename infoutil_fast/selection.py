@@ -57,8 +57,9 @@ def keep(
     with stage("cut"):
         crops = take(split, tried, side, run.workers)
     with stage("utility"):
-        scores = window_scores(teacher, crops, label, score, score_at, file_generator(seed, label, "scores"), run.batch)
-        refuse_nan(scores[:, None], [split.names[i] for i in tried.image], teacher.facts.name)
+        names = [split.names[i] for i in tried.image]
+        scores = window_scores(teacher, crops, names, label, score, score_at, file_generator(seed, label, "scores"), run.batch)
+        refuse_nan(scores[:, None], names, teacher.facts.name)
     with stage("select"):
         one = best_of_image(scores, per_image, direction)
         index = one[rank(scores[one], count, direction)]

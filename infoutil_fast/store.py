@@ -76,8 +76,9 @@ def begin(path: Path, meta: dict[str, Any], overwrite: bool) -> None:
 
 def _clear(path: Path) -> None:
     """Remove a set, and nothing else that lies beside it."""
-    for name in ("images", "labels", "scores"):
-        shutil.rmtree(path / name, ignore_errors=True)
+    for name in ("scores", "images", "labels"):  # the scores first: without them a class counts as unfinished
+        if (path / name).exists():
+            shutil.rmtree(path / name)
     for name in ("timings.jsonl", "evaluations.jsonl", "report.html", "meta.json"):
         (path / name).unlink(missing_ok=True)
 

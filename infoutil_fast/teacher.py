@@ -98,7 +98,7 @@ def load_checkpoint(path: Path) -> Teacher:
     except RuntimeError as error:
         raise InputError(f"{path} does not fit a {facts.name}: {str(error).splitlines()[1].strip()}") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return Teacher(net.eval(), replace(facts, spec=str(path), hash=digest))
+    return Teacher(net.eval(), replace(facts, spec=str(path.resolve()), hash=digest))
 
 
 def load_teacher(spec: str, source: Source, device: torch.device) -> Teacher:

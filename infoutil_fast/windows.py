@@ -126,8 +126,8 @@ def rank(scores: Tensor, count: int, direction: str) -> Tensor:
     one_of("direction", direction, DIRECTIONS)
     if direction != "medium":
         return scores.argsort(descending=direction == "high", stable=True)[:count]
-    start = (len(scores) - count) // 2
-    return scores.argsort(stable=True)[start : start + count]
+    from_middle = (torch.arange(len(scores)) - (len(scores) - 1) / 2).abs()
+    return scores.argsort(stable=True)[from_middle.argsort(stable=True)[:count]]
 
 
 def stitch(crops: Tensor, factor: int) -> Tensor:

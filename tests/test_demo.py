@@ -25,7 +25,8 @@ def test_demo_makes_sets_students_table_report_and_picture(demo_teacher, tmp_pat
         assert row["peak_bytes"] > 1 << 20
         assert Path(row["report"]).read_text().startswith("<!doctype html>")
     assert json.loads((out / "table.json").read_text()) == rows
-    assert Image.open(out / "demo.png").size == (8 * 200 - 8, 3 * 200 - 8)
+    with Image.open(out / "demo.png") as picture:
+        assert picture.size == (8 * 200 - 8, 3 * 200 - 8)
     text = as_text(rows)
     assert all(name in text for name in ROWS)
     made = {p: p.stat().st_mtime_ns for p in out.rglob("*.npz")}

@@ -15,8 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from infoutil_fast import distill, evaluate, load, open_source
+from infoutil_fast import InputError, distill, evaluate, load, open_source
+from infoutil_fast.pipeline import prepare
 from infoutil_fast.report import hits
+from infoutil_fast.train import Recipe, teach
 
 OPTIONS = {"ipc": 2, "pool": 20, "dtype": "float32", "progress": False}
 INFOUTIL = {**OPTIONS, "window": 3}  # at factor 1 the default is the whole image, which needs no map
@@ -211,3 +213,30 @@ def test_shapley_windows_of_the_demo_set_hit_the_object(demo_teacher, tmp_path):
         path = distill(source, demo_teacher, tmp_path / windows, windows=windows, **options)
         share[windows] = hits(path, source)
     assert share["shapley"] >= 2 * share["random"] > 0, share
+
+
+def test_teacher_that_changed_since_is_refused(digits, digits_teacher, tmp_path):
+    own = tmp_path / "teacher.safetensors"
+    own.write_bytes((digits_teacher / "last.safetensors").read_bytes())
+    path = distill(digits, own, tmp_path / "set", method="random", **OPTIONS)
+    own.write_bytes((digits_teacher / "epoch001.safetensors").read_bytes())
+    arguments = {"student": "convnet2-w8", "seeds": 1, "epochs": 1, "source": digits, "progress": False}
+    with pytest.raises(InputError, match="no longer the teacher"):
+        evaluate(path, **arguments)
+    assert evaluate(path, **arguments, teacher=str(own))["teacher"] != json.loads((path / "meta.json").read_text())["teacher"]["hash"]
+
+
+def test_label_teacher_may_look_at_another_size(digits, digits_teacher, tmp_path):
+    recipe = Recipe(net="convnet2-w16", epochs=4, batch=64, size=16)
+    teach(digits, recipe, tmp_path / "small", device=torch.device("cpu"), dtype=torch.float32, progress=False)
+    path = distill(digits, digits_teacher, tmp_path / "set", method="random", label_teacher=tmp_path / "small", **OPTIONS)
+    row = evaluate(path, student="convnet2-w8", seeds=1, epochs=1, source=digits, progress=False)
+    assert 0 <= row["mean"] <= 1
+
+
+def test_paper_preset_asks_for_its_early_teacher(digits, digits_teacher, caplog):
+    prepare(digits, digits_teacher, preset="paper", ipc=10)
+    assert "early teacher" in caplog.text
+    caplog.clear()
+    prepare(digits, digits_teacher, preset="paper", ipc=10, label_teacher=digits_teacher / "epoch001.safetensors")
+    assert "early teacher" not in caplog.text

@@ -120,6 +120,7 @@ def test_rank_by_direction_with_ties_in_order():
     assert rank(scores, 3, "high").tolist() == [4, 0, 2]
     assert rank(scores, 2, "low").tolist() == [1, 3]
     assert rank(scores, 1, "medium").tolist() == [0]
+    assert rank(scores, 3, "medium").tolist() == [0, 3, 2], "the middle first, then outwards"
     with pytest.raises(InputError, match="known: high, low, medium"):
         rank(scores, 1, "up")
 

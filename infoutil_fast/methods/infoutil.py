@@ -78,7 +78,7 @@ def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int]
         if cfg.windows == "random":
             with stage("cut"):
                 tried = random_windows(split, pool, crops, generators)
-        elif width == cfg.grid:  # one window only: no map is needed to choose it
+        elif width == cfg.grid:  # the whole image is the only window: no map is needed to choose it
             with stage("cut"):
                 tried, crops = whole_windows(split, pool), 1
         else:
