@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from infoutil_fast.augment import resize
-from infoutil_fast.data import Split
+from infoutil_fast.data import Source, Split
 from infoutil_fast.memory import Stages
 from infoutil_fast.teacher import Teacher, refuse_nan
 from infoutil_fast.types import ClassShard, Windows
@@ -27,6 +28,29 @@ class Run:
     label_teacher: Teacher | None = None  # None: the teacher itself
 
 
+class Common(Protocol):
+    """What the configuration of every training-free method has."""
+
+    @property
+    def ipc(self) -> int: ...
+    @property
+    def factor(self) -> int: ...
+    @property
+    def pool(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """By what the windows tried are chosen."""
+
+    per_image: int  # windows tried of each image
+    score: str
+    score_at: str
+    direction: str
+
+
 @dataclass(frozen=True)
 class Kept:
     """The windows that a class keeps, best first."""
@@ -34,35 +58,29 @@ class Kept:
     windows: Windows  # [n]
     crops: Tensor  # [n, 3, s, s] uint8
     scores: Tensor  # [n] float32
-    index: np.ndarray  # [n] int64, place among the windows tried
+    index: np.ndarray  # [n] int64, place among all the windows tried
 
 
-def keep(
-    split: Split,
-    teacher: Teacher,
-    label: int,
-    tried: Windows,
-    count: int,
-    *,
-    per_image: int,
-    side: int,
-    score: str,
-    score_at: str,
-    direction: str,
-    seed: int,
-    run: Run,
-    stage: Stages,
-) -> Kept:
-    """Score `tried`, `per_image` windows of each image at `side` pixels; of each image keep the best one, of those the `count` best."""
+def draw(source: Source, label: int, cfg: Common, run: Run, stage: Stages) -> tuple[Split, np.ndarray, list[Generator]]:
+    """The class's pool: its images held in memory, their positions [P], and the randomness of each."""
+    positions = source.pool(label, cfg.pool, cfg.seed)
+    with stage("read"):
+        split = source.train.held(positions, run.workers)
+    return split, positions, [file_generator(cfg.seed, label, split.names[i]) for i in positions]
+
+
+def keep(split: Split, teacher: Teacher, label: int, tried: Windows, cfg: Common, choice: Choice, run: Run, stage: Stages) -> Kept:
+    """Score the windows tried, image by image; of each image keep the one that is best, of those the best that the class needs."""
     with stage("cut"):
-        crops = take(split, tried, side, run.workers)
+        crops = take(split, tried, teacher.facts.size // cfg.factor, run.workers)
     with stage("utility"):
         names = [split.names[i] for i in tried.image]
-        scores = window_scores(teacher, crops, names, label, score, score_at, file_generator(seed, label, "scores"), run.batch)
+        chance = file_generator(cfg.seed, label, "scores")
+        scores = window_scores(teacher, crops, names, label, choice.score, choice.score_at, chance, run.batch)
         refuse_nan(scores[:, None], names, teacher.facts.name)
     with stage("select"):
-        one = best_of_image(scores, per_image, direction)
-        index = one[rank(scores[one], count, direction)]
+        one = best_of_image(scores, choice.per_image, choice.direction)
+        index = one[rank(scores[one], cfg.ipc * cfg.factor**2, choice.direction)]
     return Kept(tried[index.numpy()], crops[index], scores[index], index.numpy())
 
 

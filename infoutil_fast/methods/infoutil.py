@@ -10,12 +10,12 @@ from torch import Tensor
 
 from infoutil_fast.data import Source
 from infoutil_fast.memory import Stages
-from infoutil_fast.selection import Run, keep, shard
+from infoutil_fast.selection import Choice, Run, draw, keep, shard
 from infoutil_fast.shapley import PAYOFFS, patch_shapley, plan
 from infoutil_fast.teacher import Teacher, refuse_nan
 from infoutil_fast.types import ClassShard, InputError, one_of
 from infoutil_fast.utility import INPUTS, SCORES
-from infoutil_fast.windows import DIRECTIONS, file_generator, noisy_cells, pool_heat, random_windows, whole_windows, windows_at
+from infoutil_fast.windows import DIRECTIONS, noisy_cells, pool_heat, random_windows, whole_windows, windows_at
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,8 @@ def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int]
     size, width = teacher.facts.size, cfg.window or (cfg.grid // 2 if cfg.factor > 1 else cfg.grid)
     for label in labels:
         stage = Stages(teacher.device)
-        pool = source.pool(label, cfg.pool, cfg.seed)
-        with stage("read"):
-            split = source.train.held(pool, run.workers)
+        split, pool, generators = draw(source, label, cfg, run, stage)
         names = [split.names[i] for i in pool]
-        generators = [file_generator(cfg.seed, label, name) for name in names]
         heat, crops = None, cfg.crops
         if cfg.windows == "random":
             with stage("cut"):
@@ -89,21 +86,7 @@ def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int]
             with stage("cut"):
                 cells = noisy_cells(pool_heat(heat, width), crops, cfg.noise, generators, cfg.distinct)
                 tried = windows_at(split, pool, cells, cfg.grid, width)
-        kept = keep(
-            split,
-            teacher,
-            label,
-            tried,
-            cfg.ipc * cfg.factor**2,
-            per_image=crops,
-            side=size // cfg.factor,
-            score=cfg.score,
-            score_at=cfg.score_at,
-            direction=cfg.direction,
-            seed=cfg.seed,
-            run=run,
-            stage=stage,
-        )
+        kept = keep(split, teacher, label, tried, cfg, Choice(crops, cfg.score, cfg.score_at, cfg.direction), run, stage)
         yield shard(teacher, label, kept, cfg.factor, run, stage, heat if heat is None else heat[kept.index // crops])
 
 

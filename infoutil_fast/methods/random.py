@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from infoutil_fast.data import Source
 from infoutil_fast.memory import Stages
-from infoutil_fast.selection import Run, keep, shard
+from infoutil_fast.selection import Choice, Run, draw, keep, shard
 from infoutil_fast.teacher import Teacher
 from infoutil_fast.types import ClassShard, one_of
-from infoutil_fast.windows import file_generator, random_windows, whole_windows
+from infoutil_fast.windows import random_windows, whole_windows
 
 
 @dataclass(frozen=True)
@@ -29,25 +29,8 @@ def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int]
     """One finished shard of each class in `labels`."""
     for label in labels:
         stage = Stages(teacher.device)
-        pool = source.pool(label, cfg.pool, cfg.seed)
-        with stage("read"):
-            split = source.train.held(pool, run.workers)
+        split, pool, generators = draw(source, label, cfg, run, stage)
         with stage("cut"):
-            generators = [file_generator(cfg.seed, label, split.names[i]) for i in pool]
             tried = whole_windows(split, pool) if cfg.windows == "whole" else random_windows(split, pool, 1, generators)
-        kept = keep(
-            split,
-            teacher,
-            label,
-            tried,
-            cfg.ipc * cfg.factor**2,
-            per_image=1,
-            side=teacher.facts.size // cfg.factor,
-            score="random",
-            score_at="native",
-            direction="high",
-            seed=cfg.seed,
-            run=run,
-            stage=stage,
-        )
+        kept = keep(split, teacher, label, tried, cfg, Choice(1, "random", "native", "high"), run, stage)
         yield shard(teacher, label, kept, cfg.factor, run, stage)

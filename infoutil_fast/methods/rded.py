@@ -9,11 +9,11 @@ import torch
 
 from infoutil_fast.data import Source
 from infoutil_fast.memory import Stages
-from infoutil_fast.selection import Kept, Run, keep, shard
+from infoutil_fast.selection import Choice, Kept, Run, draw, keep, shard
 from infoutil_fast.teacher import Teacher
 from infoutil_fast.types import ClassShard, one_of
 from infoutil_fast.utility import INPUTS
-from infoutil_fast.windows import file_generator, random_windows
+from infoutil_fast.windows import random_windows
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,10 @@ def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int]
     """One finished shard of each class in `labels`. Image j holds ranks j, n + j, 2n + j, 3n + j, as in RDED's code."""
     for label in labels:
         stage = Stages(teacher.device)
-        pool = source.pool(label, cfg.pool, cfg.seed)
-        with stage("read"):
-            split = source.train.held(pool, run.workers)
+        split, pool, generators = draw(source, label, cfg, run, stage)
         with stage("cut"):
-            generators = [file_generator(cfg.seed, label, split.names[i]) for i in pool]
             tried = random_windows(split, pool, cfg.crops, generators)
-        kept = keep(
-            split,
-            teacher,
-            label,
-            tried,
-            cfg.ipc * cfg.factor**2,
-            per_image=cfg.crops,
-            side=teacher.facts.size // cfg.factor,
-            score="loss",
-            score_at=cfg.score_at,
-            direction="low",
-            seed=cfg.seed,
-            run=run,
-            stage=stage,
-        )
+        kept = keep(split, teacher, label, tried, cfg, Choice(cfg.crops, "loss", cfg.score_at, "low"), run, stage)
         order = torch.arange(len(kept.scores)).view(cfg.factor**2, cfg.ipc).T.flatten().numpy()
         spread = Kept(kept.windows[order], kept.crops[order], kept.scores[order], kept.index[order])
         yield shard(teacher, label, spread, cfg.factor, run, stage)
