@@ -18,8 +18,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed blocks instead of returning them to the kernel; True where that took effect.
 
-    A net's activations are otherwise mapped, zeroed and unmapped at every step. Process-wide, so the command line calls
-    it and the library never does.
+    A net's activations are otherwise mapped, zeroed and unmapped at every step (bench/allocator.py measures what that costs).
+    Process-wide, so the command line calls it and the library never does; the process keeps its peak of memory until it ends.
     """
     if not sys.platform.startswith("linux"):
         return False
