@@ -189,12 +189,13 @@ def execute(plan: Plan, out: Path, *, overwrite: bool = False, progress: bool = 
     if overwrite and world > 1:
         raise InputError("--overwrite needs a single process: remove the old set first, then start torchrun")
     store.begin(out, plan.meta, overwrite)
-    todo = [label for label in range(len(plan.source.classes))[rank::world] if not store.is_done(out, label)]
-    done = len(range(len(plan.source.classes))[rank::world]) - len(todo)
+    own = range(len(plan.source.classes))[rank::world]
+    todo = [label for label in own if not store.is_done(out, label)]
+    done = len(own) - len(todo)
     if done:
         log.info("%s: %d classes are finished already", out, done)
     module = methods.load(plan.method)
-    bar = tqdm(total=done + len(todo), initial=done, desc=f"distil {plan.method}", unit="class", disable=None if progress else True)
+    bar = tqdm(total=len(own), initial=done, desc=f"distil {plan.method}", unit="class", disable=None if progress else True)
     for shard in module.distill(plan.source, plan.teacher, plan.config, todo, plan.run):
         pool = [plan.source.train.names[i] for i in plan.source.pool(shard.label, plan.config.pool, plan.config.seed)]
         store.write_class(out, shard, plan.source.train.names, pool, rank)

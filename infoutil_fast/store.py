@@ -1,4 +1,4 @@
-"""A distilled set on disk: write, resume, read. See DESIGN in CONTRIBUTING.md for the layout of the folder."""
+"""A distilled set on disk: write, resume, read. CONTRIBUTING.md describes the folder."""
 
 from __future__ import annotations
 
