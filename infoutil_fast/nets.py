@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infoutil_fast.types import InputError
@@ -14,6 +15,7 @@ NAMES = (
     "resnet10[-small]",
     "resnet18[-small]",
     "resnet50[-small]",
+    "resnet20, resnet32, resnet44, resnet56",
     "torchvision:<name>",
     "timm:<name>",
 )
@@ -122,6 +124,47 @@ class ResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
+class CifarBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut without parameters: every other pixel, new channels zero (He et al. 2016, option A)."""
+
+    def __init__(self, inputs: int, width: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        self.stride, self.new = stride, width - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        if self.new:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
+        return self.relu(y + x)
+
+
+class CifarResNet(nn.Module):
+    """ResNet-20 to 56 for small images: three stages of `depth` blocks with 16, 32, 64 channels (He et al. 2016, section 4.2)."""
+
+    def __init__(self, depth: int, classes: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU()
+        self.layer1 = nn.Sequential(*(CifarBlock(16, 16, 1) for _ in range(depth)))
+        self.layer2 = nn.Sequential(CifarBlock(16, 32, 2), *(CifarBlock(32, 32, 1) for _ in range(depth - 1)))
+        self.layer3 = nn.Sequential(CifarBlock(32, 64, 2), *(CifarBlock(64, 64, 1) for _ in range(depth - 1)))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(64, classes)
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(m.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.relu(self.bn1(self.conv1(x))))))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
 RESNETS: dict[str, tuple[type[Basic] | type[Bottleneck], tuple[int, ...]]] = {
     "resnet10": (Basic, (1, 1, 1, 1)),
     "resnet18": (Basic, (2, 2, 2, 2)),
@@ -144,6 +187,8 @@ def build(name: str, classes: int, size: int) -> nn.Module:
         net = zoo.untrained(name, classes, size)
     elif m := re.fullmatch(r"conv(?:net)?(\d)(?:-w([1-9]\d*))?(?:-(bn|in))?", name):
         net = ConvNet(classes, size, int(m[1]), int(m[2] or 128), m[3] or "bn")
+    elif m := re.fullmatch(r"resnet(20|32|44|56)", name):
+        net = CifarResNet((int(m[1]) - 2) // 6, classes)
     elif m := re.fullmatch(r"(resnet\d+)(-small)?", name):
         if m[1] not in RESNETS:
             raise _unknown(name)
