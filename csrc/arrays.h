@@ -1,4 +1,4 @@
-// What the ops share: bfloat16, strided reading of numpy arrays, threads.
+// What the ops share: bfloat16, copying, threads.
 #pragma once
 
 #include <algorithm>
@@ -39,6 +39,15 @@ template <> inline bfloat16 from_float<bfloat16>(float x) {
 }
 
 inline bool is_bfloat16(const py::array &a) { return a.dtype().kind() == 'u' && a.itemsize() == 2; }
+
+// memcpy that asks for the memory 4 KB further on, which the caller writes next: short runs, one after the other, else wait for their
+// stores. The ops take up to 1.5 times as long without it.
+inline void copy_onwards(char *to, const char *from, int64_t n) {
+#ifdef __GNUC__
+    for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(to + i + 4096, 1);  // past the end it does nothing
+#endif
+    std::memcpy(to, from, n);
+}
 
 // Calls f(begin, end) on `threads` near-equal parts of [0, n); f must not throw nor touch Python.
 template <typename F> void parallel(int64_t threads, int64_t n, F f) {

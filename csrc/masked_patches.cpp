@@ -70,7 +70,8 @@ template <typename Out> void write(const Job &job, int64_t begin, int64_t end, O
         for (int64_t y = 0; y < y1 - y0; ++y)
             for (int64_t i = 0; i < n; ++i) {
                 const Out *from = (runs[i].keep ? shown : hidden) + y * row + runs[i].begin;
-                std::memcpy(to + y * row + runs[i].begin, from, (runs[i].end - runs[i].begin) * sizeof(Out));
+                char *start = reinterpret_cast<char *>(to + y * row + runs[i].begin);
+                copy_onwards(start, reinterpret_cast<const char *>(from), (runs[i].end - runs[i].begin) * sizeof(Out));
             }
     }
 }

@@ -42,5 +42,6 @@ def test_no_kernel_spills_or_asks_for_more_than_a_block_may_have(rows: list[dict
         assert row["shared"] <= 100 * 1024, row
 
 
-def test_masked_patches_stores_16_bytes_at_a_time(rows: list[dict]) -> None:
-    assert {row["store_bits"] for row in rows if row["kernel"].startswith("masked_patches")} == {128}
+@pytest.mark.parametrize("kernel", ["assemble_patterns", "masked_patches"])
+def test_values_are_stored_16_bytes_at_a_time(rows: list[dict], kernel: str) -> None:
+    assert {row["store_bits"] for row in rows if row["kernel"].startswith(kernel)} == {128}
