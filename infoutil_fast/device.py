@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,9 +47,19 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype if low else torch.bfloat16, enabled=low)
 
 
+_in_hand: dict[int, tuple[int, int]] = {}  # id of a model -> (thread, how often it has entered)
+_guard = threading.Lock()
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every submodule's own mode again outside."""
+    """Eval mode inside; every submodule's own mode again outside. Refuses a model that another thread has in hand here."""
+    me = threading.get_ident()
+    with _guard:
+        holder, depth = _in_hand.get(id(model), (me, 0))
+        if holder != me:
+            raise InputError("the model is at work in another thread and its mode cannot be two things at once: one call at a time")
+        _in_hand[id(model)] = me, depth + 1
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -56,3 +67,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        with _guard:
+            if depth:
+                _in_hand[id(model)] = me, depth
+            else:
+                del _in_hand[id(model)]

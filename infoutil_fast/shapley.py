@@ -1,112 +1,258 @@
-"""Shapley values of the patches of an image: coalition designs with a linear readout, and the batched evaluation."""
+"""Shapley values of the patches of an image: a reusable plan, and its one-line form."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import lru_cache
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from infoutil_fast.device import autocast, evaluating
-from infoutil_fast.ops import masked_patches
+from infoutil_fast.designs import SAMPLED, border_hadamard, plan
+from infoutil_fast.device import native_bfloat16
+from infoutil_fast.forwards import PROBE, Forwards
+from infoutil_fast.hadamard import order
 from infoutil_fast.types import Coalitions, InputError, one_of
 
-PAYOFFS: dict[str, Callable[[Tensor], Tensor]] = {  # logits [N, C] -> payoff of every class [N, C]
-    "logit": lambda z: z,
-    "log_probability": lambda z: z.log_softmax(1),
-    "probability": lambda z: z.softmax(1),
+log = logging.getLogger(__name__)
+
+# logits [n, K] float64, classes [n, 1] -> payoff [n, 1]
+PAYOFFS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "logit": lambda z, t: z.gather(1, t),
+    "log_probability": lambda z, t: z.gather(1, t) - z.logsumexp(1, keepdim=True),
+    "probability": lambda z, t: (z.gather(1, t) - z.logsumexp(1, keepdim=True)).exp(),
+    "log_odds": lambda z, t: z.gather(1, t) - z.scatter(1, t, float("-inf")).logsumexp(1, keepdim=True),
 }
-BORDER_WEIGHT = 8 / 21  # quadrature over coalition sizes, estimators.md section 5: (mean of (k-8)^2) / 49 over k = 1..15
-# Column orders of the Hadamard blocks: fixed, so that every image meets the same masks. The natural order lines up with the grid.
-_ORDER_SEED = 2601
+MOST_BLOCKS = 16  # of Hadamard that `target_error` spends on one image
+PROBED = 2  # images that choose the dtype
 
 
-@lru_cache(maxsize=32)
-def border_hadamard(d: int = 16, evaluations: int = 64) -> Coalitions:
-    """The deterministic design for 16 patches: 34 border coalitions and `(evaluations - 34) // 30` Hadamard blocks of 30.
+class PatchShapley:
+    """Shapley values of patches, planned once for a model and an image shape: `plan(images, targets)` -> float32 [N, rows, cols].
 
-    Border: empty, full, singles, leave-one-outs. A block: the 15 balanced halves of a 16 x 16 Hadamard matrix and their
-    complements. `phi = 8/21 border + 13/21 mean of blocks`, exact for games with interactions of at most two patches.
+    It traces, folds, splits, casts, compiles and allocates when it is made. It works on a copy of the weights and follows later changes only
+    after `update()`; a model that torch.fx cannot trace, or with forward hooks, runs itself. `print(plan)` says what it does. One call at a
+    time: a second one from another thread is refused.
     """
-    if d != 16:
-        raise InputError(f"border_hadamard is a design for 16 patches, not {d}: use design='exact' (up to 16) or 'captum'")
-    blocks, rest = divmod(evaluations - 34, 30)
-    if blocks < 0 or rest:
-        raise InputError(f"border_hadamard takes 34 + 30 k evaluations (34, 64, 94, ...), not {evaluations}")
-    eye = torch.eye(d, dtype=torch.bool)
-    masks = [torch.zeros(1, d, dtype=torch.bool), torch.ones(1, d, dtype=torch.bool), eye, ~eye]
-    efficiency = torch.zeros(d, 2, dtype=torch.float64)  # Delta / d, from the values of empty and full
-    efficiency[:, 0], efficiency[:, 1] = -1 / d, 1 / d
-    # border: a_i = (v(i) - v0 + v1 - v(N - i)) / 2, phi = a - mean(a) + Delta / d; v0 and v1 cancel in a - mean(a)
-    centred = (torch.eye(d, dtype=torch.float64) - 1 / d) / 2
-    share = BORDER_WEIGHT if blocks else 1.0
-    solve = [efficiency, share * centred, -share * centred]
-    generator = Generator().manual_seed(_ORDER_SEED)
-    for _ in range(blocks):
-        half = _hadamard(d)[1:, torch.randperm(d, generator=generator)]  # [15, d] of +-1
-        masks += [half > 0, half < 0]
-        # phi_i = sum_r h_ri o_r / 8, o_r = (v(S_r) - v(complement)) / 2
-        block = (1 - share) / blocks * half.T.double() / d  # [d, 15]
-        solve += [block, -block]
-    return Coalitions(torch.cat(masks), torch.cat(solve, 1), "border_hadamard")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: tuple[int, int, int],
+        *,
+        grid: int | tuple[int, int] = 4,
+        design: str | Coalitions = "border_hadamard",
+        evaluations: int | None = None,
+        payoff: str = "logit",
+        fill: float | Tensor = 0.0,
+        feature_mask: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        compile: bool = False,
+        reuse: bool = True,
+        backend: str = "auto",
+        max_memory: int | None = None,
+        batch: int | None = None,
+        generator: Generator | None = None,
+    ):
+        """shape: (C, H, W) of an image. reuse: compute early layers once where that is exact. The other arguments: `patch_shapley`."""
+        one_of("payoff", payoff, tuple(PAYOFFS))
+        if dtype not in (None, *PROBE):
+            raise InputError(f"dtype must be torch.float32, torch.bfloat16 or None, not {dtype}")
+        if len(shape) != 3 or min(shape) < 1:
+            raise InputError(f"shape must be (channels, height, width) of an image, not {tuple(shape)}")
+        if batch is not None and batch < 1:
+            raise InputError(f"batch must be at least 1 forward, not {batch}")
+        self.model, self.shape, self.payoff, self.fill, self.generator = model, tuple(shape), payoff, fill, generator
+        self.device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+        self.patches, self.result = _players(self.shape, grid, feature_mask)
+        self.sampled = design if isinstance(design, str) and design in SAMPLED else None
+        self.coalitions = plan(design, self._d, evaluations, generator).to(self.device)
+        self.dtype = dtype
+        if dtype is None and not (native_bfloat16(self.device) and self.coalitions.spread is not None and len(self.coalitions.spread)):
+            self.dtype = torch.float32  # nothing is faster, or the design has no error that would hide its rounding
+        self.spent = torch.empty(0, dtype=torch.int64)  # evaluations of each image in the last call
+        self._options = {"compile": compile, "reuse": reuse, "backend": backend, "max_memory": max_memory, "batch": batch}
+        self._lock = threading.Lock()
+        self.update()
+
+    @property
+    def _d(self) -> int:
+        return self.result[0] * self.result[1] if len(self.result) == 2 else self.result[0]
+
+    def update(self) -> None:
+        """Take over the model's present weights; plans anew."""
+        self._forwards: dict[torch.dtype, Forwards] = {}
+        self._with(self.dtype or torch.bfloat16)
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.") if self.dtype else "bfloat16 if the first images show that it may"
+        found = self._with(self.dtype or torch.bfloat16)
+        return f"PatchShapley({self.coalitions.name}; {found.how}; {found.rows} forwards at once; {dtype}; {self.device})"
+
+    def _with(self, dtype: torch.dtype) -> Forwards:
+        if dtype not in self._forwards:
+            image = torch.zeros(1, *self.shape, device=self.device)
+            options: dict[str, Any] = self._options
+            patches = self.patches.to(self.device) if isinstance(self.patches, Tensor) else self.patches
+            self._forwards[dtype] = Forwards(self.model, image, patches, len(self.coalitions.masks), dtype, **options)
+        return self._forwards[dtype]
+
+    def __call__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        *,
+        fill: float | Tensor | None = None,
+        generator: Generator | None = None,
+        return_error: bool = False,
+        target_error: float | None = None,
+        progress: bool = False,
+    ) -> Any:
+        """Maps float32 [N, rows, cols] ([N, d] with a feature mask), and with `return_error` a pair with the errors [N]."""
+        fill = self.fill if fill is None else fill
+        self._check(images, targets, return_error, target_error)
+        with self._alone(), tqdm(total=len(images), desc="shapley", disable=None if progress else True) as bar:
+            forwards = self._with(self._choose(images, targets, fill))
+            maps, errors, spent = [], [], []
+            at_once = 1 if self.sampled == "captum" else forwards.group(len(self.coalitions.masks))
+            for i in range(0, len(images), at_once):
+                part = slice(i, i + at_once)
+                shown = fill[part] if isinstance(fill, Tensor) and fill.ndim == 4 else fill
+                coalitions = self.coalitions
+                if self.sampled == "captum":  # as Captum does: anew for every image
+                    coalitions = plan("captum", self._d, len(coalitions.masks), generator or self.generator).to(self.device)
+                phi, error, used = self._maps(forwards, images[part], targets[part], shown, coalitions, target_error)
+                maps.append(phi)
+                errors.append(error)
+                spent.append(used)
+                bar.update(len(phi))
+        self.spent = torch.cat(spent) if spent else torch.empty(0, dtype=torch.int64)
+        found = torch.cat(maps).view(-1, *self.result).float() if maps else torch.empty(0, *self.result, device=images.device)
+        if not return_error:
+            return found
+        return found, torch.cat(errors).float() if errors else torch.empty(0, device=images.device)
+
+    def logits(self, images: Tensor, masks: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """What the maps are made of: logits [N, M, K] float32 of images [N, C, H, W] under masks [M, d], by default the plan's own."""
+        masks = self.coalitions.masks if masks is None else masks.to(self.device)
+        with self._alone():
+            forwards = self._with(dtype)
+            parts = [forwards(part, masks, self.fill) for part in images.split(forwards.group(len(masks)))]
+        return torch.cat(parts)
+
+    def _maps(
+        self, forwards: Forwards, images: Tensor, targets: Tensor, fill: float | Tensor, coalitions: Coalitions, target: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps [b, d] float64, relative squared errors [b], evaluations spent [b]; further blocks for images above the target."""
+
+        def values(which: Tensor, masks: Tensor) -> Tensor:
+            shown = fill[which] if isinstance(fill, Tensor) and fill.ndim == 4 else fill
+            z = forwards(images[which], masks, shown).double()  # [b, M, K]
+            if not len(self.spent) and int(targets.max()) >= z.shape[2]:
+                raise InputError(f"targets must be class numbers from 0 to {z.shape[2] - 1}, not {int(targets.max())}")
+            t = targets[which].repeat_interleave(z.shape[1])[:, None]
+            return PAYOFFS[self.payoff](z.flatten(0, 1), t).view(len(z), -1)
+
+        every = torch.arange(len(images), device=images.device)
+        known = values(every, coalitions.masks)  # [b, M]
+        phi, error = read_out(known, coalitions)
+        spent = torch.full((len(images),), len(coalitions.masks))
+        open_ = every
+        block = 2 * (order(self._d) - 1)
+        while target is not None and len(coalitions.masks) < 2 + 2 * self._d + block * MOST_BLOCKS:
+            still = error[open_] > target
+            if not still.any():
+                break
+            open_, known = open_[still], known[still]
+            done = len(coalitions.masks)
+            coalitions = border_hadamard(self._d, done + block).to(self.device)
+            known = torch.cat([known, values(open_, coalitions.masks[done:])], 1)
+            phi[open_], error[open_] = read_out(known, coalitions)
+            spent[open_.cpu()] = len(coalitions.masks)
+        return phi, error, spent
+
+    def _choose(self, images: Tensor, targets: Tensor, fill: float | Tensor) -> torch.dtype:
+        """The plan's dtype; undecided, bfloat16 if on the first images it moves the maps by less than the design's own error."""
+        if self.dtype is not None:
+            return self.dtype
+        if len(images) <= PROBED:  # as many as the probe would take
+            return torch.float32
+        shown = fill[:PROBED] if isinstance(fill, Tensor) and fill.ndim == 4 else fill
+        exact, short = (
+            self._maps(self._with(dtype), images[:PROBED], targets[:PROBED], shown, self.coalitions, None)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        moved = (short[0] - exact[0]).square().sum(1) / (exact[0] - exact[0].mean(1, keepdim=True)).square().sum(1).clamp(min=1e-300)
+        self.dtype = torch.bfloat16 if bool((moved < exact[1]).all()) else torch.float32
+        log.info(
+            "patch_shapley runs in %s: bfloat16 moved the first maps by %.1e (relative squared), the design's own error is %.1e",
+            str(self.dtype).removeprefix("torch."), float(moved.max()), float(exact[1].min()),
+        )  # fmt: skip
+        return self.dtype
+
+    def _check(self, images: Tensor, targets: Tensor, return_error: bool, target_error: float | None) -> None:
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
+            raise InputError(f"images must be [N, {', '.join(map(str, self.shape))}], not {list(images.shape)}")
+        if targets.shape != images.shape[:1] or targets.dtype != torch.int64:
+            raise InputError(
+                f"{len(images)} images need as many targets, int64 class numbers, not {list(targets.shape)} {targets.dtype}"
+            )
+        if images.device != self.device or targets.device != self.device:
+            raise InputError(f"images on {images.device} and targets on {targets.device}: the model is on {self.device}")
+        if len(targets) and int(targets.min()) < 0:
+            raise InputError(f"targets must be class numbers from 0, not {int(targets.min())}")
+        if (return_error or target_error is not None) and self.coalitions.spread is None:
+            raise InputError(f"the design {self.coalitions.name!r} has no estimate of its error: return_error and target_error need one")
+        if target_error is not None:
+            grows = not self.sampled and self.coalitions.name.startswith(("border_hadamard", "exact"))
+            if not grows or self.coalitions.name.endswith("part"):
+                raise InputError("target_error needs design='border_hadamard' with whole blocks: it adds blocks where they are needed")
+            if not target_error > 0:
+                raise InputError(f"target_error must be above 0, a relative squared error such as 0.05, not {target_error}")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise InputError("this plan is at work in another call: make one plan for each thread")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
 
-def _hadamard(n: int) -> Tensor:
-    """Sylvester's matrix [n, n] of +-1, n a power of two."""
-    h = torch.ones(1, 1, dtype=torch.int64)
-    while len(h) < n:
-        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
-    return h
+def read_out(values: Tensor, coalitions: Coalitions) -> tuple[Tensor, Tensor]:
+    """Shapley values [b, d] of payoffs [b, M] float64, and each one's estimated error [b], NaN where the design has none.
 
-
-def captum(d: int, evaluations: int = 25, generator: Generator | None = None) -> Coalitions:
-    """Captum's KernelShap: i.i.d. unpaired coalitions, the two ends among the `evaluations`, intercept, ends weighted 1e6.
-
-    Sizes k with probability in proportion to (d - 1) / (k (d - k)), then a uniform set of that size (captum 0.9, kernel_shap.py).
-    The solve is the minimum-norm weighted least squares, so that a rank-deficient draw has an answer.
+    The error is relative and squared, |phi - truth|^2 / |truth - mean|^2, between 0 and 1: at 1 the map is no better than its noise.
     """
-    if evaluations < 3 or d < 2:
-        raise InputError(f"captum needs at least 2 patches and 3 evaluations, not {d} and {evaluations}")
-    k = torch.arange(1, d, dtype=torch.float64)
-    sizes = 1 + torch.multinomial((d - 1) / (k * (d - k)), evaluations - 2, replacement=True, generator=generator)  # [M-2]
-    ranks = torch.rand(evaluations - 2, d, generator=generator).argsort(1).argsort(1)  # [M-2, d]
-    ends = torch.tensor([[True], [False]]).expand(2, d)
-    masks = torch.cat([ends, ranks < sizes[:, None]])
-    weight = torch.ones(evaluations, dtype=torch.float64)
-    weight[:2] = 1e6
-    root = weight.sqrt()[:, None]
-    design = torch.cat([torch.ones(evaluations, 1, dtype=torch.float64), masks.double()], 1)  # [M, 1 + d]
-    solve = torch.linalg.pinv(root * design, rtol=1e-12)[1:] * root.T
-    return Coalitions(masks, solve, "captum")
+    phi = values @ coalitions.solve.T
+    if coalitions.spread is None:
+        return phi, torch.full_like(phi[:, 0], float("nan"))
+    squared = torch.einsum("bm,kdm->bkd", values, coalitions.spread).square().sum((1, 2))
+    seen = (phi - phi.mean(1, keepdim=True)).square().sum(1)  # what is there, and the error
+    return phi, squared / torch.maximum(seen - squared, squared).clamp(min=1e-300)
 
 
-@lru_cache(maxsize=4)
-def exact(d: int) -> Coalitions:
-    """All 2^d coalitions: the definition itself (infoutil.md, Eq. 4). d up to 16."""
-    if not 1 <= d <= 16:
-        raise InputError(f"exact enumeration takes 1 to 16 patches, not {d}")
-    bits = torch.arange(1 << d)
-    masks = (bits[:, None] >> torch.arange(d)) & 1 > 0  # [2^d, d]
-    size = masks.sum(1)
-    weights = torch.tensor([1 / (d * math.comb(d - 1, k)) for k in range(d)], dtype=torch.float64)
-    gain = weights[(size - 1).clamp(min=0)]  # as S + i: C(d-1, |S|-1)
-    loss = weights[size.clamp(max=d - 1)]  # as S without i: C(d-1, |S|)
-    return Coalitions(masks, torch.where(masks, gain[:, None], -loss[:, None]).T.contiguous(), "exact")
-
-
-def plan(design: str | Coalitions, d: int, evaluations: int | None = None, generator: Generator | None = None) -> Coalitions:
-    """Coalitions by name; `evaluations=None` is the design's own number (64, 25, 2^d)."""
-    if isinstance(design, Coalitions):
-        return design
-    one_of("design", design, ("border_hadamard", "captum", "exact"))
-    if design == "border_hadamard":
-        return border_hadamard(d, evaluations or 64)
-    if design == "captum":
-        return captum(d, evaluations or 25, generator)
-    return exact(d)
+def _players(
+    shape: tuple[int, ...], grid: int | tuple[int, int], feature_mask: Tensor | None
+) -> tuple[tuple[int, int] | Tensor, tuple[int, ...]]:
+    """The patches, as a grid or as a feature mask [C or 1, H, W], and the shape of one result."""
+    if feature_mask is None:
+        rows, cols = (grid, grid) if isinstance(grid, int) else grid
+        if not (1 <= rows <= shape[1] and 1 <= cols <= shape[2]):
+            raise InputError(f"a {shape[1]}x{shape[2]} image has no {rows}x{cols} grid: every patch needs a pixel")
+        return (rows, cols), (rows, cols)
+    mask = feature_mask[None] if feature_mask.ndim == 2 else feature_mask
+    if mask.is_floating_point() or mask.shape[1:] != shape[1:] or mask.shape[0] not in (1, shape[0]):
+        raise InputError(f"feature_mask must be whole numbers [{shape[1]}, {shape[2]}] or {list(shape)}, not {list(feature_mask.shape)}")
+    ids = mask.unique()
+    if ids.tolist() != list(range(len(ids))):
+        raise InputError(f"feature_mask must number the patches 0, 1, 2, ... without a gap, not {ids.tolist()[:8]}")
+    return mask.long(), (len(ids),)
 
 
 def patch_shapley(
@@ -119,53 +265,66 @@ def patch_shapley(
     evaluations: int | None = None,
     payoff: str = "logit",
     fill: float | Tensor = 0.0,
-    dtype: torch.dtype = torch.float32,
-    batch: int = 128,
-    generator: Generator | None = None,
+    feature_mask: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    compile: bool = False,
+    reuse: bool = True,
+    target_error: float | None = None,
+    return_error: bool = False,
     backend: str = "auto",
+    max_memory: int | None = None,
+    batch: int | None = None,
+    generator: Generator | None = None,
     progress: bool = False,
-) -> Tensor:
-    """Shapley value of every patch of a grid for the payoff of each image's target class.
+) -> Any:
+    """Shapley value of every patch of a grid for the payoff of each image's target class (Shapley 1953; InfoUtil, ICLR 2026, Eq. 4).
 
-    images [N, C, H, W]: normalised, on the model's device. targets [N] int64. grid: patches a side, or (rows, columns).
-    fill: what a left-out patch shows, a number, [C], [C, H, W] or [N, C, H, W]; 0 is the mean colour of normalised images.
-    dtype: of the forward passes; the payoffs are read out in float64. batch: forwards at once. The sampled design draws
-    anew for every image, the fixed ones use the same masks for all.
+    Args:
+        model: gives logits [N, classes]. It runs in eval mode, on a copy where it can be traced, and is left as it was.
+        images: [N, C, H, W] float32 or bfloat16, normalised as the model wants them, on its device.
+        targets: [N] int64 class numbers.
+        grid: patches a side, or (rows, columns). Pixel (y, x) lies in patch (y * rows // H, x * columns // W).
+        design: "border_hadamard" (fixed coalitions, most accurate for its cost), "leverage", "kernel", "permutation", "captum" (its sampling
+            and solve, drawn for every image), "exact" (all 2^d), or `Coalitions` of your own.
+        evaluations: forwards an image, at most; None is the design's own number, 64 for 16 patches.
+        payoff: "logit" of the target, "log_probability", "probability" or "log_odds".
+        fill: what an absent patch shows: a number, [C], [C, H, W] or [N, C, H, W]; 0 is the mean colour of normalised images.
+        feature_mask: instead of a grid, the patch number of each pixel, [H, W] or [C, H, W], 0 to d - 1; the result is [N, d].
+        dtype: of the forwards, torch.float32 or torch.bfloat16. None takes bfloat16 where the device has it and the first images show that it
+            moves maps by less than the design's own error, and logs which it took. Payoffs are read out in float64 always.
+        compile: torch.compile the net (a minute once; worth it for thousands of images). Goes on without it, with a message, if that fails.
+        reuse: compute early layers for 16 masks instead of all coalitions where that gives the same values (`locality`).
+        target_error: relative squared error: images whose estimated error is above it get further blocks of evaluations.
+        return_error: also give each map's estimated error [N], |phi - truth|^2 / |truth - mean|^2, at most 1.
+        backend: of the masking and assembling ops: "auto", "torch", "triton", "cpp".
+        max_memory: bytes of activations at once; None: 256 MiB on a processor, 4 GiB on CUDA.
+        batch: forwards at once, instead of the choice by memory.
+        generator: of the sampled designs.
+        progress: show a bar.
 
-    Returns float32 [N, rows, columns]. The model runs in eval mode and is left as it was.
-    Raises `InputError` for an image smaller than the grid, an unknown design or payoff, or targets that do not fit.
+    Returns:
+        float32 [N, rows, columns] on the images' device; with `return_error` a pair.
+
+    Raises:
+        InputError: anything given does not fit: it says what was given and what is possible.
     """
-    rows, columns = (grid, grid) if isinstance(grid, int) else grid
-    one_of("payoff", payoff, tuple(PAYOFFS))
-    if targets.shape != images.shape[:1]:
-        raise InputError(f"{len(images)} images need as many targets, not shape {tuple(targets.shape)}")
-    d = rows * columns
-    fixed = None if design == "captum" else plan(design, d, evaluations).to(images.device)
-    at_once = max(1, batch // len(fixed.masks)) if fixed else 1  # images
-    maps: list[Tensor] = []
-    with evaluating(model), torch.inference_mode(), tqdm(total=len(images), desc="shapley", disable=None if progress else True) as bar:
-        for i in range(0, len(images), at_once):
-            part = slice(i, i + at_once)
-            coalitions = fixed or plan(design, d, evaluations, generator).to(images.device)
-            shown = fill[part] if isinstance(fill, Tensor) and fill.ndim == 4 else fill
-            values: list[Tensor] = []
-            for masks in coalitions.masks.split(batch):
-                x = masked_patches(images[part], masks, (rows, columns), shown, dtype=dtype, backend=backend)
-                with autocast(images.device, dtype):
-                    logits = model(x)
-                if not maps and not values:
-                    _check_targets(logits, targets)
-                payoffs = PAYOFFS[payoff](logits.double()).unflatten(0, (-1, len(masks)))  # [b, m, C]
-                values.append(payoffs.take_along_dim(targets[part, None, None], 2)[..., 0])
-            maps.append(torch.cat(values, 1) @ coalitions.solve.T)
-            bar.update(len(values[0]))
-    if not maps:
-        return torch.empty(0, rows, columns, device=images.device)
-    return torch.cat(maps).view(-1, rows, columns).float()
-
-
-def _check_targets(logits: Tensor, targets: Tensor) -> None:
-    if logits.ndim != 2:
-        raise InputError(f"the model must give logits [N, classes], not shape {tuple(logits.shape)}")
-    if targets.is_floating_point() or int(targets.min()) < 0 or int(targets.max()) >= logits.shape[1]:
-        raise InputError(f"targets must be class numbers from 0 to {logits.shape[1] - 1}, not {targets.dtype} up to {targets.max()}")
+    if images.ndim != 4:
+        raise InputError(f"images must be [N, C, H, W], not {list(images.shape)}")
+    made = PatchShapley(
+        model,
+        (images.shape[1], images.shape[2], images.shape[3]),
+        grid=grid,
+        design=design,
+        evaluations=evaluations,
+        payoff=payoff,
+        fill=fill,
+        feature_mask=feature_mask,
+        dtype=dtype,
+        compile=compile,
+        reuse=reuse,
+        backend=backend,
+        max_memory=max_memory,
+        batch=batch,
+        generator=generator,
+    )
+    return made(images, targets, return_error=return_error, target_error=target_error, progress=progress)

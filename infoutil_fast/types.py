@@ -27,9 +27,11 @@ class Coalitions:
     masks: Tensor  # [M, d] bool, True where the patch is kept
     solve: Tensor  # [d, M] float64: phi = values @ solve.T
     name: str = "custom"
+    spread: Tensor | None = None  # [k, d, M] float64: |spread_1 values|^2 + ... estimates |phi - its estimate|^2; None: unknown
 
     def to(self, device: torch.device) -> Coalitions:
-        return Coalitions(self.masks.to(device), self.solve.to(device), self.name)
+        spread = None if self.spread is None else self.spread.to(device)
+        return Coalitions(self.masks.to(device), self.solve.to(device), self.name, spread)
 
 
 @dataclass(frozen=True)

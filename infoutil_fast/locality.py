@@ -1,0 +1,295 @@
+"""Exact reuse of early layers: where every location still depends on a small block of patches, few masks give all that any mask can.
+
+A location of an early feature map depends on the pixels of its receptive field only. While these lie in a block of at most p x p patches, the
+value under a coalition depends on p^2 bits, and the 2^(p^2) masks that repeat with period p hold every value that can occur (16 for p = 2).
+So a net is split there: the front runs once on these masks, `ops.assemble_patterns` gathers the map of each coalition, the back runs on that.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from infoutil_fast.graphs import POINTWISE_FUNCTIONS, POINTWISE_METHODS, POINTWISE_MODULES, multiply_adds, shape_of
+from infoutil_fast.ops import assemble_patterns
+
+PERIODS = (1, 2, 3)
+TRAFFIC = 16  # multiply-adds that take as long as moving one element, on a processor: only to compare splits
+WORTH = 0.97  # of the plain cost: a split that saves less is not made
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which pixels each row and each column of a feature map may depend on, inclusive; lo > hi where none."""
+
+    rows: np.ndarray  # [H, 2] int64
+    cols: np.ndarray  # [W, 2] int64
+
+
+@dataclass(frozen=True)
+class Split:
+    """A net in two: `front` on the periodic masks gives the `maps`, `back` takes them, assembled for each coalition, to the logits."""
+
+    front: fx.GraphModule
+    back: fx.GraphModule
+    grid: tuple[int, int]
+    period: tuple[int, int]
+    patterns: Tensor  # [P, d] bool, the periodic masks
+    places: list[tuple[Tensor, Tensor]]  # of each map: block row of its rows [H], block column of its columns [W], int32
+    shapes: list[tuple[int, ...]]  # [C, H, W] of each map
+    front_share: float  # of the multiply-adds of the net
+    last: str  # what the front ends with
+
+    def predicted(self, coalitions: int) -> float:
+        """Multiply-adds of the whole net on every coalition over those of the split."""
+        return 1 / (self.front_share * len(self.patterns) / coalitions + 1 - self.front_share)
+
+    def index(self, masks: Tensor) -> Tensor:
+        """Which pattern shows in each block of patches: [M, R, S] int32 of masks [M, d]."""
+        (rows, cols), (p, q) = self.grid, self.period
+        keep = masks.view(-1, rows, cols).int()
+        found = torch.zeros(len(masks), rows - p + 1, cols - q + 1, dtype=torch.int32, device=masks.device)
+        r, s = (torch.arange(n, device=masks.device) for n in found.shape[1:])
+        for i in range(p):
+            for j in range(q):
+                bit = ((r + i) % p * q)[:, None] + ((s + j) % q)[None]
+                found += keep[:, i : rows - p + 1 + i, j : cols - q + 1 + j] << bit
+        return found
+
+    def assemble(self, maps: tuple[Tensor, ...], images: int, index: Tensor, out: list[Tensor | None], backend: str) -> list[Tensor]:
+        """The maps of every coalition [images * M, C, H, W], from those of the patterns [images * P, C, H, W]."""
+        return [
+            assemble_patterns(m, index, row, col, images=images, out=to, backend=backend)
+            for m, (row, col), to in zip(maps, self.places, out, strict=True)
+        ]
+
+
+def split(graph: fx.GraphModule, grid: tuple[int, int], coalitions: int) -> Split | str:
+    """Split a measured graph (`graphs.measure`) where it costs least for so many coalitions; or why that is not worth it, in one line."""
+    reach, stops = reaches(graph)
+    nodes = list(graph.graph.nodes)
+    cost = {node: multiply_adds(graph, node) + TRAFFIC * math.prod(shape_of(node) or (0,)) for node in nodes}
+    whole = sum(cost.values()) * coalitions
+    best, least = None, WORTH * whole
+    for p in PERIODS:
+        period = (min(p, grid[0]), min(p, grid[1]))
+        count = 1 << math.prod(period)
+        local = {node for node, r in reach.items() if _within(r, _pixels(graph), grid, period)}
+        ends = _ends(local)
+        if not ends or count >= coalitions:
+            continue
+        moved = sum(2 * TRAFFIC * math.prod(shape_of(node) or ()) for node in ends)
+        front = sum(cost[node] for node in _needed(ends))
+        found = front * count + (sum(cost.values()) - front + moved) * coalitions
+        if found < least:
+            best, least = (period, ends), found
+    if best is None:
+        return f"nothing to share among {coalitions} coalitions{': ' + stops[0] if stops else ''}"
+    return _cut(graph, grid, *best, reach)
+
+
+def reaches(graph: fx.GraphModule) -> tuple[dict[fx.Node, Reach], list[str]]:
+    """What each feature map may depend on, as far as the operations are known to be local; and the first operations that are not."""
+    modules = dict(graph.named_modules())
+    found: dict[fx.Node, Reach] = {}
+    stops = []
+    for node in graph.graph.nodes:
+        shape = shape_of(node)
+        if node.op == "placeholder" and shape is not None and len(shape) == 4:
+            h, w = (np.arange(n)[:, None].repeat(2, 1) for n in shape[2:])
+            found[node] = Reach(h, w)
+        elif node.op.startswith("call") and any(n in found for n in node.all_input_nodes):
+            reach = _of(node, modules, found, shape) if shape is not None and len(shape) == 4 else None
+            if reach is not None:
+                found[node] = reach
+            else:
+                what = type(modules[node.target]).__name__ if node.op == "call_module" else getattr(node.target, "__name__", node.target)
+                stops.append(f"{node.name} ({what}) is not known to be local")
+    return found, stops
+
+
+def _of(node: fx.Node, modules: dict[str, nn.Module], found: dict[fx.Node, Reach], shape: tuple[int, ...]) -> Reach | None:
+    """Reach of one operation's output [1, C, H, W]; None where it is not known to be local."""
+    inputs = [n for n in node.all_input_nodes if shape_of(n) is not None]
+    dynamic = [n for n in inputs if n.op != "get_attr"]
+    if not all(n in found for n in dynamic) or len(dynamic) < len([n for n in node.all_input_nodes if n.op != "get_attr"]):
+        return None
+    first = found[dynamic[0]]
+    if node.op == "call_module":
+        layer = modules[str(node.target)]
+        if type(layer) in POINTWISE_MODULES:
+            return first
+        if type(layer) is nn.Conv2d and layer.padding_mode == "zeros":
+            return _windows(first, shape, layer.kernel_size, layer.stride, _padding(layer), layer.dilation)
+        if type(layer) in (nn.MaxPool2d, nn.AvgPool2d) and not getattr(layer, "return_indices", False):
+            stride = layer.stride if layer.stride is not None else layer.kernel_size
+            return _windows(first, shape, layer.kernel_size, stride, layer.padding, getattr(layer, "dilation", 1))
+        if type(layer) in (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d):
+            return Reach(_bins(first.rows, shape[2]), _bins(first.cols, shape[3]))
+        return None
+    pointwise = (node.op == "call_function" and node.target in POINTWISE_FUNCTIONS) or node.target in POINTWISE_METHODS
+    same = all((shape_of(n) or ())[2:] == shape[2:] for n in dynamic)
+    if same and (pointwise or (node.target is torch.cat and (node.kwargs.get("dim", (*node.args, 0)[1]) in (1, -3)))):
+        return _union([found[n] for n in dynamic])
+    if node.target is F.pad:
+        return _padded(node, first, shape)
+    if node.target is operator.getitem:
+        return _sliced(node, first)
+    return None
+
+
+def _padding(layer: nn.Conv2d) -> Any:
+    """Zeros before the first row and column."""
+    if isinstance(layer.padding, str):
+        return 0 if layer.padding == "valid" else tuple(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+    return layer.padding
+
+
+def _windows(reach: Reach, shape: tuple[int, ...], kernel: Any, stride: Any, padding: Any, dilation: Any) -> Reach:
+    """Of windows that slide: a convolution or a pooling."""
+    k, s, p, d = ((v, v) if isinstance(v, int) else tuple(v) for v in (kernel, stride, padding, dilation))
+    axes = []
+    for i, before in enumerate((reach.rows, reach.cols)):
+        at = np.arange(shape[2 + i])[:, None] * s[i] - p[i] + np.arange(k[i]) * d[i]  # [out, k] positions of the input
+        axes.append(_gathered(before, at))
+    return Reach(*axes)
+
+
+def _gathered(before: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """[out, 2] from positions [out, k] of an input [in, 2]; positions outside are padding and depend on nothing."""
+    inside = (at >= 0) & (at < len(before))
+    safe = at.clip(0, len(before) - 1)
+    lo = np.where(inside, before[safe, 0], np.iinfo(np.int64).max).min(1)
+    hi = np.where(inside, before[safe, 1], -1).max(1)
+    return np.stack([lo, hi], 1)
+
+
+def _bins(before: np.ndarray, out: int) -> np.ndarray:
+    """Of adaptive pooling: bin i covers floor(i n / out) to ceil((i + 1) n / out)."""
+    n = len(before)
+    return np.stack([_gathered(before, np.arange(i * n // out, -(-(i + 1) * n // out))[None])[0] for i in range(out)])
+
+
+def _union(parts: list[Reach]) -> Reach:
+    lo = [np.stack([getattr(r, axis)[:, 0] for r in parts]).min(0) for axis in ("rows", "cols")]
+    hi = [np.stack([getattr(r, axis)[:, 1] for r in parts]).max(0) for axis in ("rows", "cols")]
+    return Reach(*(np.stack([a, b], 1) for a, b in zip(lo, hi, strict=True)))
+
+
+def _padded(node: fx.Node, reach: Reach, shape: tuple[int, ...]) -> Reach | None:
+    """F.pad with a constant: new rows and columns depend on nothing."""
+    pad = list(node.args[1]) if len(node.args) > 1 else list(node.kwargs["pad"])  # type: ignore[call-overload, arg-type]
+    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+    if mode != "constant" or not all(isinstance(n, int) for n in pad):
+        return None
+    left, top = (pad + [0, 0])[0], (pad + [0, 0, 0])[2]
+    return Reach(
+        _gathered(reach.rows, np.arange(shape[2])[:, None] - top), _gathered(reach.cols, np.arange(shape[3])[:, None] - left)
+    )
+
+
+def _sliced(node: fx.Node, reach: Reach) -> Reach | None:
+    """x[:, :, a:b:c, d:e:f] with plain numbers."""
+    where = node.args[1]
+    plain = isinstance(where, tuple) and all(
+        isinstance(s, slice) and all(n is None or isinstance(n, int) for n in (s.start, s.stop, s.step)) for s in where
+    )
+    if not plain or where[:1] != (slice(None),):  # type: ignore[index]
+        return None
+    rows, cols = (*where, slice(None), slice(None), slice(None))[2:4]  # type: ignore[misc]
+    return Reach(reach.rows[rows], reach.cols[cols])  # type: ignore[index]
+
+
+def _pixels(graph: fx.GraphModule) -> tuple[int, int]:
+    (shape,) = (shape_of(node) for node in graph.graph.nodes if node.op == "placeholder")
+    assert shape is not None
+    return shape[2], shape[3]
+
+
+def _patches(reach: np.ndarray, patches: int, pixels: int) -> np.ndarray:
+    """First and last patch [n, 2] of the pixels [n, 2]; where none, lo > hi."""
+    return np.where(reach[:, :1] <= reach[:, 1:], reach * patches // pixels, [[patches, -1]])
+
+
+def _within(reach: Reach, pixels: tuple[int, int], grid: tuple[int, int], period: tuple[int, int]) -> bool:
+    """Whether every location depends on a block of at most `period` patches."""
+    spans = [
+        _patches(axis, patches, size) for axis, patches, size in zip((reach.rows, reach.cols), grid, pixels, strict=True)
+    ]
+    return all(int((span[:, 1] - span[:, 0]).max()) < p for span, p in zip(spans, period, strict=True))
+
+
+def _ends(local: set[fx.Node]) -> list[fx.Node]:
+    """The local maps that something else takes, in the order of the graph; the images themselves are no end."""
+    ends = [node for node in local if node.op != "placeholder" and any(user not in local for user in node.users)]
+    if any(node.op == "placeholder" and any(user not in local for user in node.users) for node in local):
+        return []
+    position = {node: i for i, node in enumerate(next(iter(local)).graph.nodes)} if local else {}
+    return sorted(ends, key=lambda node: position[node])
+
+
+def _needed(ends: list[fx.Node]) -> set[fx.Node]:
+    """The ends and everything that they are computed from."""
+    found: set[fx.Node] = set()
+    waiting = list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
+
+
+def _cut(
+    graph: fx.GraphModule, grid: tuple[int, int], period: tuple[int, int], ends: list[fx.Node], reach: dict[fx.Node, Reach]
+) -> Split:
+    before = _needed(ends)
+    front, back = fx.Graph(), fx.Graph()
+    to_front: dict[fx.Node, fx.Node] = {}
+    to_back = {node: back.placeholder(f"map{i}") for i, node in enumerate(ends)}
+    for node in graph.graph.nodes:
+        if node in before:
+            to_front[node] = front.node_copy(node, lambda n: to_front[n])
+        if node not in to_back and (node not in before or node.op == "get_attr"):
+            to_back[node] = back.node_copy(node, lambda n: to_back[n])
+    front.output(tuple(to_front[node] for node in ends))
+    halves = [fx.GraphModule(graph, part) for part in (front, back)]
+    for half in halves:
+        half.graph.eliminate_dead_code()
+        half.graph.lint()
+        half.recompile()
+    done = sum(multiply_adds(graph, node) for node in before)
+    pixels = _pixels(graph)
+    return Split(
+        front=halves[0],
+        back=halves[1],
+        grid=grid,
+        period=period,
+        patterns=_periodic(grid, period),
+        places=[
+            (_blocks(reach[n].rows, grid[0], period[0], pixels[0]), _blocks(reach[n].cols, grid[1], period[1], pixels[1])) for n in ends
+        ],
+        shapes=[tuple((shape_of(node) or ())[1:]) for node in ends],
+        front_share=done / max(1, sum(multiply_adds(graph, node) for node in graph.graph.nodes)),
+        last=", ".join(node.name for node in ends),
+    )
+
+
+def _periodic(grid: tuple[int, int], period: tuple[int, int]) -> Tensor:
+    """The masks [P, d] that repeat with the period: bit (i % p) q + j % q of the pattern's number says whether patch (i, j) is kept."""
+    (rows, cols), (p, q) = grid, period
+    bit = (torch.arange(rows) % p * q)[:, None] + torch.arange(cols) % q
+    return (torch.arange(1 << (p * q))[:, None] >> bit.flatten() & 1) > 0
+
+
+def _blocks(reach: np.ndarray, patches: int, period: int, pixels: int) -> Tensor:
+    """The block of patches, named by its first one, that each row (or column) depends on: [n] int32."""
+    first = _patches(reach, patches, pixels)[:, 0]
+    return torch.from_numpy(first.clip(0, patches - period).astype(np.int32))
