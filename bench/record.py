@@ -1,72 +1,98 @@
-"""Append one row of a benchmark to results/<device>.jsonl, with what is needed to read it later."""
+"""Time a call, and append one row of a benchmark to results/<device>.jsonl, with what is needed to read it later."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import os
-import platform
 import re
 import sys
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median, quantiles
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
 
+from infoutil_fast.device import device_name, versions
+
 RESULTS = Path(__file__).parent / "results"
 
 
-def device_name(device: str) -> str:
-    """The model of the device as its driver or the kernel gives it."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor()
+def time_call(call: Callable[[], object], device: str) -> tuple[float, float]:
+    """Seconds by the clock, and seconds of processor time (on CUDA the device's own, twice): the second does not count what others take."""
+    if device != "cuda":
+        start, busy = perf_counter(), process_time()
+        call()
+        return perf_counter() - start, process_time() - busy
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    begin.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    elapsed = begin.elapsed_time(end) / 1000
+    return elapsed, elapsed
 
 
 Times = Sequence[tuple[float, float]]  # (by the clock, of the processor), in seconds
 
 
-def row(name: str, params: dict[str, Any], device: str, taken: Times, against: Times, than: str) -> dict[str, Any]:
+def row(
+    name: str, params: dict[str, Any], device: str, taken: Times, against: Times, than: str, rivals: Mapping[str, Times] | None = None
+) -> dict[str, Any]:
     """`taken` by this version and `against` by the baseline called `than`, in turn in one run; ratio > 1 where this one is faster.
 
     On a machine with other work the ratio by the clock depends on who was interrupted: `load` says how much waited, and then processor time
-    is the fairer ratio (with one thread).
+    is the fairer ratio (with one thread). `rivals`: further versions of the run; `ratios` has one entry for each, from its pairs of rounds.
     """
     wall, busy = zip(*taken, strict=True)
     than_wall, than_busy = zip(*against, strict=True)
-    low, _, high = quantiles(wall, n=4)
+    return {
+        **origin(name, params, device),
+        **spread(wall),
+        "median_processor": median(busy),
+        "baseline": than,
+        "ratio": round(median(than_wall) / median(wall), 3),
+        "ratio_processor": round(median(than_busy) / median(busy), 3),
+        **({"ratios": {rival: ratio(taken, times) for rival, times in rivals.items()}} if rivals else {}),
+    }
+
+
+def origin(name: str, params: dict[str, Any], device: str) -> dict[str, Any]:
+    """What was measured, on what, with what, when, and by which command."""
     return {
         "name": name,
         "params": params,
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "n": len(taken),
-        "median": median(wall),
-        "iqr": [low, high],
-        "median_processor": median(busy),
-        "baseline": than,
-        "ratio": round(median(than_wall) / median(wall), 3),
-        "ratio_processor": round(median(than_busy) / median(busy), 3),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
         "command": "python -m pytest " + " ".join(sys.argv[1:]),
     }
 
 
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("infoutil_fast", "torch", "triton", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """n, median and the quartiles; of one value alone the quartiles are that value."""
+    low, _, high = quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    return {"n": len(values), "median": median(values), "iqr": [low, high]}
+
+
+def ratio(taken: Times, rival: Times) -> dict[str, Any]:
+    """How many times faster than `rival`, round by round; a rival that was too slow for all rounds counts with its last one."""
+    pairs = [(rival[min(i, len(rival) - 1)], own) for i, own in enumerate(taken)]
+    wall = spread([there[0] / own[0] for there, own in pairs])
+    busy = spread([there[1] / own[1] for there, own in pairs])
+    return {
+        "median": round(wall["median"], 3),
+        "iqr": [round(v, 3) for v in wall["iqr"]],
+        "median_processor": round(busy["median"], 3),
+        "iqr_processor": [round(v, 3) for v in busy["iqr"]],
+        "n": wall["n"],
+        "n_rival": len(rival),
+    }
 
 
 def append(device: str, rows: Sequence[dict[str, Any]]) -> Path:

@@ -1,4 +1,4 @@
-"""The command line: teach, distill, evaluate, report, info, demo."""
+"""The command line: teach, distill, evaluate, report, calibrate, info, demo."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"infoutil: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("infoutil: interrupted; teach goes on from its last epoch, distill from its last class", file=sys.stderr)
+        print(
+            "infoutil: interrupted; teach goes on from its last epoch, distill from its last class, calibrate from its last image",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -95,6 +98,23 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     report.add_argument("set", type=Path)
     report.add_argument("--out", type=Path, help="default: SET/report.html")
     report.set_defaults(run=_report)
+
+    calibrate = commands.add_parser(
+        "calibrate",
+        parents=[common, running],
+        help="judge the Shapley designs by exact values on a teacher",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    calibrate.add_argument("source", help="folder, .npz, CIFAR batches, digits or demo")
+    calibrate.add_argument("--teacher", required=True, help="checkpoint or its folder, torchvision:NAME, timm:NAME")
+    calibrate.add_argument("--out", type=Path, default=Path("infoutil-calibration"), help="folder of games, rows and curves")
+    calibrate.add_argument("--images", type=int, default=64, help="validation images, each with 2^(grid^2) forwards")
+    calibrate.add_argument("--grid", type=int, default=4, help="patches a side, 2 to 4")
+    calibrate.add_argument("--draws", type=int, default=10, help="of each sampled design")
+    calibrate.add_argument("--seed", type=int, default=0, help="of the images and the draws")
+    calibrate.add_argument("--formats", action="store_true", help="also what bfloat16 changes against float32")
+    calibrate.add_argument("--batch", type=int, default=0, help="forwards at once; 0: by memory")
+    calibrate.set_defaults(run=_calibrate)
 
     info = commands.add_parser("info", parents=[common], help="what runs here, and why the rest does not")
     info.set_defaults(run=_info)
@@ -240,6 +260,28 @@ def _report(args: argparse.Namespace, show: Show) -> None:
 
     page = write_report(args.set, args.out)
     show({"report": str(page)}, str(page))
+
+
+def _calibrate(args: argparse.Namespace, show: Show) -> None:
+    from infoutil_fast.calibrate import calibrate
+    from infoutil_fast.charts import as_text
+
+    rows = calibrate(
+        args.source,
+        args.teacher,
+        args.out,
+        images=args.images,
+        grid=args.grid,
+        seed=args.seed,
+        draws=args.draws,
+        formats=args.formats,
+        device=args.device,
+        dtype=args.dtype,
+        workers=args.workers,
+        batch=args.batch,
+        progress=not args.quiet,
+    )
+    show(rows, f"{as_text(rows)}\n\n{args.out / 'calibration.jsonl'}, {args.out / 'calibration.png'}")
 
 
 def _info(args: argparse.Namespace, show: Show) -> None:

@@ -65,10 +65,10 @@ def exact(d: int) -> Coalitions:
 def border_hadamard(d: int = 16, evaluations: int | None = None) -> Coalitions:
     """The deterministic design: a border of 2 + 2 d coalitions, and blocks of balanced halves from Hadamard matrices.
 
-    Border: empty, full, singles, leave-one-outs. A block: the rows of a Hadamard matrix whose columns are the patches in some order (columns
-    left over are deleted), and their complements: 30 for 16 patches, so 34 + 30 k evaluations; a budget between takes a part of the last
-    block. `phi` is the weighted least squares over both parts under efficiency. It is exact for games with interactions of at most two
-    patches. The weights make the border count `border_share`. By default border and one block, or all coalitions where these are fewer.
+    Border: empty, full, singles, leave-one-outs. A block: the rows of a Hadamard matrix whose columns are the patches in some order
+    (columns left over are deleted), and their complements: 30 for 16 patches, so 34 + 30 k evaluations; a budget between takes a part of
+    the last block. By default border and one block, or all coalitions where these are fewer. `phi` is the weighted least squares over both
+    parts under efficiency, the border counting `border_share`. It is exact for games with interactions of at most two patches.
 
     `spread` is the disagreement of the blocks with each other; of one block with the border; or of the border's halves.
     """
@@ -100,9 +100,9 @@ def border_hadamard(d: int = 16, evaluations: int | None = None) -> Coalitions:
 def border_share(d: int, blocks: float) -> float:
     """Weight of the border beside the Hadamard part: a quadrature over coalition sizes, and a little more while the blocks are few.
 
-    The mean of the estimates of sizes k and d - k is close to A + B (k - d/2)^2. The share makes border (size 1) and halves together see the
-    mean of (k - d/2)^2 over k = 1 .. d - 1: for balanced halves d (d - 2) / 12 / (d/2 - 1)^2, 8/21 at 16 patches. That is right for many
-    blocks; a single one is noisier than the border, and on games of real nets the best share was higher by 21 % / blocks.
+    The mean of the estimates of sizes k and d - k is close to A + B (k - d/2)^2. The share makes border (size 1) and halves together see
+    the mean of (k - d/2)^2 over k = 1 .. d - 1: for balanced halves d (d - 2) / 12 / (d/2 - 1)^2, 8/21 at 16 patches. That is right for
+    many blocks; a single one is noisier than the border, and on games of real nets the best share was higher by 21 % / blocks.
     """
     half = (hadamard(order(d))[1:, :d] > 0).sum(1).double()
     seen = float((half - d / 2).square().mean())
@@ -119,7 +119,10 @@ def column_order(k: int, d: int) -> Tensor:
 
 
 def _block_spread(masks: Tensor, share: float, border: int, n: int, blocks: int) -> Tensor:
-    """Linear maps [k, d, M] whose squared results add up to an estimate of the squared error; the factors .35, .25 and .09 are fitted to real games."""
+    """Linear maps [k, d, M] whose squared results add up to an estimate of the squared error.
+
+    The factors .35, .25 and .09 are fitted to games of real nets.
+    """
 
     def alone(start: int, stop: int) -> Tensor:
         rows = torch.arange(len(masks))

@@ -1,10 +1,13 @@
-"""Which device and number format to run on."""
+"""Which device and number format to run on, and what a row of results says of them."""
 
 from __future__ import annotations
 
+import platform
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -39,6 +42,26 @@ def native_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = Path("/proc/cpuinfo")
     return flags.exists() and any(flag in flags.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def device_name(device: torch.device | str) -> str:
+    """The model of the device as its driver or the kernel gives it."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what decides numbers and speed."""
+    found = {"python": platform.python_version()}
+    for package in ("infoutil_fast", "torch", "triton", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

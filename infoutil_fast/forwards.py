@@ -6,11 +6,10 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from infoutil_fast import graphs
 from infoutil_fast.device import autocast, evaluating
@@ -40,7 +39,7 @@ class Forwards:
         coalitions: int,
         dtype: torch.dtype,
         *,
-        compile: bool = False,
+        compile: bool = False,  # noqa: A002 - as torch calls it
         reuse: bool = True,
         backend: str = "auto",
         max_memory: int | None = None,
@@ -49,50 +48,70 @@ class Forwards:
         """image: one [1, C, H, W] of zeros, on the model's device. patches: a grid, or a feature mask [C or 1, H, W] int64."""
         self.model, self.image, self.patches, self.dtype, self.backend = model, image, patches, dtype, backend
         self.net: Callable[..., Any] = model
+        self.front: Callable[..., Any]
+        self.back: Callable[..., Any]
         self.casts = False  # whether the net is of `dtype` itself; else autocast does it
-        self.split: Split | None = None
         self.buffers: dict[str, Tensor] = {}
         self.compiled = False
-        bytes_a_row, self.how = self._prepare(coalitions, reuse)
+        self.split: Split | None
+        self.split, bytes_a_row, self.how = self._prepare(coalitions, reuse)
         kind = image.device.type if image.device.type in ROWS else "cpu"
         self.rows = batch or max(1, min(ROWS[kind], (max_memory or MEMORY[kind]) // bytes_a_row))
+        self.outputs = self._classes()
         if self.split is not None:
             self._verify()
         if compile:
             self._compile(coalitions)
 
-    def _prepare(self, coalitions: int, reuse: bool) -> tuple[int, str]:
-        """Make the net ready; returns the bytes of a row's activations, and `how`."""
+    def _prepare(self, coalitions: int, reuse: bool) -> tuple[Split | None, int, str]:
+        """Make the net ready; returns the split if there is one, the bytes of a row's activations, and `how`."""
         graph = graphs.traced(getattr(self.model, "_orig_mod", self.model))  # of torch.compile
         if isinstance(graph, str):
-            return 64 * self.image.numel() * 4, f"plain forwards of the model itself: {graph}"
+            return None, 64 * self.image.numel() * 4, f"plain forwards of the model itself: {graph}"
+        graph.float()
         graphs.fold(graph)
         try:
             graphs.measure(graph, self.image)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, TypeError) as error:
             raise InputError(f"the model cannot take images of shape {list(self.image.shape[1:])}: {_first_line(error)}") from error
         found: Split | str = "reuse is off" if not reuse else "the patches are no grid"
         if reuse and not isinstance(self.patches, Tensor):
             found = split(graph, self.patches, coalitions)
         self.casts = graphs.castable(graph)
-        parts = [graph] if isinstance(found, str) else [graph, found.front, found.back]
-        for part in parts:
-            if self.casts:
-                graphs.cast(part, self.dtype)
+        if self.casts:
+            graphs.cast(graph, self.dtype)
         self.net = graph
         if isinstance(found, str):
-            return graphs.widest(graph) * self.dtype.itemsize, f"plain forwards, batch norms folded: {found}"
-        self.split = found
+            return None, graphs.widest(graph) * self.dtype.itemsize, f"plain forwards, batch norms folded: {found}"
+        if self.casts:
+            graphs.cast(found.back, self.dtype)
+            graphs.cast(found.front, self.dtype)
+        self.front, self.back = found.front, found.back
         share = f"{found.front_share:.0%} of the multiply-adds, up to {found.last}"
         how = f"early layers ({share}) on {len(found.patterns)} patterns instead of {coalitions} coalitions"
-        return graphs.widest(found.back) * self.dtype.itemsize, how
+        return found, graphs.widest(found.back) * self.dtype.itemsize, how
+
+    def _classes(self) -> int:
+        """Outputs of the net, from one forward of the whole."""
+        found, self.split = self.split, None
+        try:
+            masks = torch.ones(1, self._d(), dtype=torch.bool, device=self.image.device)
+            return self(self.image, masks, 0.0).shape[2]
+        except InputError:
+            raise
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise InputError(f"the model cannot take images of shape {list(self.image.shape[1:])}: {_first_line(error)}") from error
+        finally:
+            self.split = found
+
+    def _d(self) -> int:
+        return int(self.patches.max()) + 1 if isinstance(self.patches, Tensor) else math.prod(self.patches)
 
     def _verify(self) -> None:
         """Two coalitions of a random image by the split and by the whole net: where they differ, the whole net runs from now on."""
-        assert not isinstance(self.patches, Tensor)
         own, found = torch.Generator().manual_seed(0), self.split
         image = torch.randn(self.image.shape, generator=own).to(self.image.device)
-        masks = (torch.rand(2, math.prod(self.patches), generator=own) < 0.5).to(image.device)
+        masks = (torch.rand(2, self._d(), generator=own) < 0.5).to(image.device)
         by_split = self(image, masks, 0.0)
         self.split = None
         plain = self(image, masks, 0.0)
@@ -104,22 +123,20 @@ class Forwards:
 
     def _compile(self, coalitions: int) -> None:
         """Compile what runs; where that fails, say so and go on without."""
-        before = (self.net, self.split)
+        before = dict(vars(self))
         on_gpu = self.image.device.type == "cuda"
         options: dict[str, Any] = {"mode": "max-autotune"} if on_gpu else {"options": {"freezing": True}}  # the former with CUDA graphs
         if self.split is None:
             self.net = torch.compile(self.net, dynamic=False, **options)
         else:
-            front, back = (torch.compile(part, dynamic=False, **options) for part in (self.split.front, self.split.back))
-            self.split = replace(self.split, front=front, back=back)
-        d = math.prod(self.patches) if not isinstance(self.patches, Tensor) else int(self.patches.max()) + 1
+            self.front, self.back = (torch.compile(part, dynamic=False, **options) for part in (self.front, self.back))
         self.compiled = True
         try:
-            self(self.image, torch.ones(coalitions, d, dtype=torch.bool, device=self.image.device), 0.0)
+            self(self.image, torch.ones(coalitions, self._d(), dtype=torch.bool, device=self.image.device), 0.0)
             self.how += "; compiled"
         except (RuntimeError, ImportError) as error:
             log.warning("torch.compile failed (%s); going on without it", _first_line(error))
-            (self.net, self.split), self.compiled = before, False
+            vars(self).update(before)
 
     def group(self, coalitions: int) -> int:
         """Images of one call, so that they fill the net's batch with all their coalitions; at least 1."""
@@ -156,7 +173,7 @@ class Forwards:
                 found = self.net(self._masked(images, part, fill))
             else:
                 out = [self._buffer(f"map{i}", B * len(part), shape) for i, shape in enumerate(self.split.shapes)]
-                found = self.split.back(*self.split.assemble(maps, B, self.split.index(part), out, self.backend))
+                found = self.back(*self.split.assemble(maps, B, self.split.index(part), out, self.backend))
             if not isinstance(found, Tensor) or found.ndim != 2:
                 what = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
                 raise InputError(f"the model must give logits [N, classes], not {what}")
@@ -168,7 +185,7 @@ class Forwards:
         assert self.split is not None
         B = len(images)
         step = max(1, self.rows // B)
-        parts = [self.split.front(self._masked(images, part, fill)) for part in self.split.patterns.split(step)]
+        parts = [self.front(self._masked(images, part, fill)) for part in self.split.patterns.split(step)]
         if len(parts) == 1:
             return tuple(parts[0])
         return tuple(torch.cat([m.unflatten(0, (B, -1)) for m in maps], 1).flatten(0, 1) for maps in zip(*parts, strict=True))

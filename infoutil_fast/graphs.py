@@ -119,16 +119,17 @@ def castable(graph: fx.GraphModule) -> bool:
 
 
 def cast(graph: fx.GraphModule, dtype: torch.dtype) -> None:
-    """Parameters and buffers in `dtype` and channels_last, in place; a last linear layer stays in float32, so that logits are not rounded."""
-    graph.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Parameters and buffers in `dtype` and channels_last, in place; a last linear layer stays float32: logits are not rounded."""
     (last,) = (node for node in graph.graph.nodes if node.op == "output")
     head = last.args[0]
-    if dtype != torch.float32 and isinstance(head, fx.Node) and head.op == "call_module":
-        layer = graph.get_submodule(str(head.target))
-        if type(layer) is nn.Linear and sum(node.target == head.target for node in graph.graph.nodes) == 1:
-            layer.float()
-            with graph.graph.inserting_before(head):
-                head.args = (graph.graph.call_method("float", (head.args[0],)),)
+    layer = graph.get_submodule(str(head.target)) if isinstance(head, fx.Node) and head.op == "call_module" else graph
+    apart = type(layer) is nn.Linear and dtype != torch.float32 and sum(node.target == head.target for node in graph.graph.nodes) == 1
+    exact = {name: tensor.clone() for name, tensor in layer.state_dict().items()} if apart else {}
+    graph.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if apart:
+        layer.float().load_state_dict(exact)
+        with graph.graph.inserting_before(head):
+            head.args = (graph.graph.call_method("float", (head.args[0],)),)
     graph.recompile()
 
 
@@ -140,8 +141,8 @@ def measure(graph: fx.GraphModule, image: Tensor) -> None:
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     """Shape of a node's value for one image, None when it is not one tensor."""
-    meta = node.meta.get("tensor_meta")
-    return tuple(meta.shape) if hasattr(meta, "shape") else None
+    shape = getattr(node.meta.get("tensor_meta"), "shape", None)
+    return None if shape is None else tuple(shape)
 
 
 def multiply_adds(graph: fx.GraphModule, node: fx.Node) -> int:

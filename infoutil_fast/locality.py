@@ -1,14 +1,16 @@
 """Exact reuse of early layers: where every location still depends on a small block of patches, few masks give all that any mask can.
 
-A location of an early feature map depends on the pixels of its receptive field only. While these lie in a block of at most p x p patches, the
-value under a coalition depends on p^2 bits, and the 2^(p^2) masks that repeat with period p hold every value that can occur (16 for p = 2).
-So a net is split there: the front runs once on these masks, `ops.assemble_patterns` gathers the map of each coalition, the back runs on that.
+A location of an early feature map depends on the pixels of its receptive field only. While these lie in a block of at most p x p patches,
+the value under a coalition depends on p^2 bits, and the 2^(p^2) masks that repeat with period p hold every value that can occur (16 for
+p = 2). So a net is split there: the front runs once on these masks, `ops.assemble_patterns` gathers each coalition's map, and the back
+runs on that.
 """
 
 from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +65,7 @@ class Split:
                 found += keep[:, i : rows - p + 1 + i, j : cols - q + 1 + j] << bit
         return found
 
-    def assemble(self, maps: tuple[Tensor, ...], images: int, index: Tensor, out: list[Tensor | None], backend: str) -> list[Tensor]:
+    def assemble(self, maps: tuple[Tensor, ...], images: int, index: Tensor, out: Sequence[Tensor | None], backend: str) -> list[Tensor]:
         """The maps of every coalition [images * M, C, H, W], from those of the patterns [images * P, C, H, W]."""
         return [
             assemble_patterns(m, index, row, col, images=images, out=to, backend=backend)
@@ -81,7 +83,11 @@ def split(graph: fx.GraphModule, grid: tuple[int, int], coalitions: int) -> Spli
     for p in PERIODS:
         period = (min(p, grid[0]), min(p, grid[1]))
         count = 1 << math.prod(period)
-        local = {node for node, r in reach.items() if _within(r, _pixels(graph), grid, period)}
+        local: set[fx.Node] = set()
+        for node in nodes:  # a map may be local though what it is computed from is not, with a stride: then the cut comes before both
+            known = node in reach and all(n in local or n.op == "get_attr" for n in node.all_input_nodes)
+            if known and _within(reach[node], _pixels(graph), grid, period):
+                local.add(node)
         ends = _ends(local)
         if not ends or count >= coalitions:
             continue
@@ -185,14 +191,12 @@ def _union(parts: list[Reach]) -> Reach:
 
 def _padded(node: fx.Node, reach: Reach, shape: tuple[int, ...]) -> Reach | None:
     """F.pad with a constant: new rows and columns depend on nothing."""
-    pad = list(node.args[1]) if len(node.args) > 1 else list(node.kwargs["pad"])  # type: ignore[call-overload, arg-type]
+    pad = list(node.args[1]) if len(node.args) > 1 else list(node.kwargs["pad"])  # type: ignore
     mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
     if mode != "constant" or not all(isinstance(n, int) for n in pad):
         return None
     left, top = (pad + [0, 0])[0], (pad + [0, 0, 0])[2]
-    return Reach(
-        _gathered(reach.rows, np.arange(shape[2])[:, None] - top), _gathered(reach.cols, np.arange(shape[3])[:, None] - left)
-    )
+    return Reach(_gathered(reach.rows, np.arange(shape[2])[:, None] - top), _gathered(reach.cols, np.arange(shape[3])[:, None] - left))
 
 
 def _sliced(node: fx.Node, reach: Reach) -> Reach | None:
@@ -204,7 +208,7 @@ def _sliced(node: fx.Node, reach: Reach) -> Reach | None:
     if not plain or where[:1] != (slice(None),):  # type: ignore[index]
         return None
     rows, cols = (*where, slice(None), slice(None), slice(None))[2:4]  # type: ignore[misc]
-    return Reach(reach.rows[rows], reach.cols[cols])  # type: ignore[index]
+    return Reach(reach.rows[rows], reach.cols[cols])
 
 
 def _pixels(graph: fx.GraphModule) -> tuple[int, int]:
@@ -220,9 +224,7 @@ def _patches(reach: np.ndarray, patches: int, pixels: int) -> np.ndarray:
 
 def _within(reach: Reach, pixels: tuple[int, int], grid: tuple[int, int], period: tuple[int, int]) -> bool:
     """Whether every location depends on a block of at most `period` patches."""
-    spans = [
-        _patches(axis, patches, size) for axis, patches, size in zip((reach.rows, reach.cols), grid, pixels, strict=True)
-    ]
+    spans = [_patches(axis, patches, size) for axis, patches, size in zip((reach.rows, reach.cols), grid, pixels, strict=True)]
     return all(int((span[:, 1] - span[:, 0]).max()) < p for span, p in zip(spans, period, strict=True))
 
 
@@ -247,9 +249,7 @@ def _needed(ends: list[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _cut(
-    graph: fx.GraphModule, grid: tuple[int, int], period: tuple[int, int], ends: list[fx.Node], reach: dict[fx.Node, Reach]
-) -> Split:
+def _cut(graph: fx.GraphModule, grid: tuple[int, int], period: tuple[int, int], ends: list[fx.Node], reach: dict[fx.Node, Reach]) -> Split:
     before = _needed(ends)
     front, back = fx.Graph(), fx.Graph()
     to_front: dict[fx.Node, fx.Node] = {}
@@ -272,7 +272,7 @@ def _cut(
         back=halves[1],
         grid=grid,
         period=period,
-        patterns=_periodic(grid, period),
+        patterns=periodic(grid, period),
         places=[
             (_blocks(reach[n].rows, grid[0], period[0], pixels[0]), _blocks(reach[n].cols, grid[1], period[1], pixels[1])) for n in ends
         ],
@@ -282,7 +282,7 @@ def _cut(
     )
 
 
-def _periodic(grid: tuple[int, int], period: tuple[int, int]) -> Tensor:
+def periodic(grid: tuple[int, int], period: tuple[int, int]) -> Tensor:
     """The masks [P, d] that repeat with the period: bit (i % p) q + j % q of the pattern's number says whether patch (i, j) is kept."""
     (rows, cols), (p, q) = grid, period
     bit = (torch.arange(rows) % p * q)[:, None] + torch.arange(cols) % q

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from infoutil_fast.designs import SAMPLED, border_hadamard, plan
+from infoutil_fast.designs import border_hadamard, plan
 from infoutil_fast.device import native_bfloat16
 from infoutil_fast.forwards import PROBE, Forwards
 from infoutil_fast.hadamard import order
@@ -34,9 +34,9 @@ PROBED = 2  # images that choose the dtype
 class PatchShapley:
     """Shapley values of patches, planned once for a model and an image shape: `plan(images, targets)` -> float32 [N, rows, cols].
 
-    It traces, folds, splits, casts, compiles and allocates when it is made. It works on a copy of the weights and follows later changes only
-    after `update()`; a model that torch.fx cannot trace, or with forward hooks, runs itself. `print(plan)` says what it does. One call at a
-    time: a second one from another thread is refused.
+    It traces, folds, splits, casts, compiles and allocates when it is made. It works on a copy of the weights and follows later changes
+    only after `update()`; a model that torch.fx cannot trace, or with forward hooks, runs itself. `print(plan)` says what it does. One call
+    at a time: a second one from another thread is refused.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class PatchShapley:
         fill: float | Tensor = 0.0,
         feature_mask: Tensor | None = None,
         dtype: torch.dtype | None = None,
-        compile: bool = False,
+        compile: bool = False,  # noqa: A002 - as torch calls it
         reuse: bool = True,
         backend: str = "auto",
         max_memory: int | None = None,
@@ -69,8 +69,10 @@ class PatchShapley:
         self.model, self.shape, self.payoff, self.fill, self.generator = model, tuple(shape), payoff, fill, generator
         self.device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         self.patches, self.result = _players(self.shape, grid, feature_mask)
-        self.sampled = design if isinstance(design, str) and design in SAMPLED else None
         self.coalitions = plan(design, self._d, evaluations, generator).to(self.device)
+        self.redrawn = design == "captum"  # as Captum does: anew for every image
+        M, d = self.coalitions.masks.shape
+        self.grows = design == "border_hadamard" and (1 << d == M or (M - 2 - 2 * d) % (2 * (order(d) - 1)) == 0)  # by whole blocks
         self.dtype = dtype
         if dtype is None and not (native_bfloat16(self.device) and self.coalitions.spread is not None and len(self.coalitions.spread)):
             self.dtype = torch.float32  # nothing is faster, or the design has no error that would hide its rounding
@@ -118,12 +120,12 @@ class PatchShapley:
         with self._alone(), tqdm(total=len(images), desc="shapley", disable=None if progress else True) as bar:
             forwards = self._with(self._choose(images, targets, fill))
             maps, errors, spent = [], [], []
-            at_once = 1 if self.sampled == "captum" else forwards.group(len(self.coalitions.masks))
+            at_once = 1 if self.redrawn else forwards.group(len(self.coalitions.masks))
             for i in range(0, len(images), at_once):
                 part = slice(i, i + at_once)
                 shown = fill[part] if isinstance(fill, Tensor) and fill.ndim == 4 else fill
                 coalitions = self.coalitions
-                if self.sampled == "captum":  # as Captum does: anew for every image
+                if self.redrawn:
                     coalitions = plan("captum", self._d, len(coalitions.masks), generator or self.generator).to(self.device)
                 phi, error, used = self._maps(forwards, images[part], targets[part], shown, coalitions, target_error)
                 maps.append(phi)
@@ -152,8 +154,6 @@ class PatchShapley:
         def values(which: Tensor, masks: Tensor) -> Tensor:
             shown = fill[which] if isinstance(fill, Tensor) and fill.ndim == 4 else fill
             z = forwards(images[which], masks, shown).double()  # [b, M, K]
-            if not len(self.spent) and int(targets.max()) >= z.shape[2]:
-                raise InputError(f"targets must be class numbers from 0 to {z.shape[2] - 1}, not {int(targets.max())}")
             t = targets[which].repeat_interleave(z.shape[1])[:, None]
             return PAYOFFS[self.payoff](z.flatten(0, 1), t).view(len(z), -1)
 
@@ -168,9 +168,10 @@ class PatchShapley:
             if not still.any():
                 break
             open_, known = open_[still], known[still]
-            done = len(coalitions.masks)
-            coalitions = border_hadamard(self._d, done + block).to(self.device)
-            known = torch.cat([known, values(open_, coalitions.masks[done:])], 1)
+            before = coalitions.masks
+            coalitions = border_hadamard(self._d, len(before) + block).to(self.device)
+            same = torch.equal(coalitions.masks[: len(before)], before)  # not when it has become the enumeration of a small grid
+            known = torch.cat([known, values(open_, coalitions.masks[len(before) :])], 1) if same else values(open_, coalitions.masks)
             phi[open_], error[open_] = read_out(known, coalitions)
             spent[open_.cpu()] = len(coalitions.masks)
         return phi, error, spent
@@ -198,21 +199,20 @@ class PatchShapley:
         if images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
             raise InputError(f"images must be [N, {', '.join(map(str, self.shape))}], not {list(images.shape)}")
         if targets.shape != images.shape[:1] or targets.dtype != torch.int64:
-            raise InputError(
-                f"{len(images)} images need as many targets, int64 class numbers, not {list(targets.shape)} {targets.dtype}"
-            )
+            raise InputError(f"{len(images)} images need as many targets, int64 class numbers, not {list(targets.shape)} {targets.dtype}")
         if images.device != self.device or targets.device != self.device:
             raise InputError(f"images on {images.device} and targets on {targets.device}: the model is on {self.device}")
-        if len(targets) and int(targets.min()) < 0:
-            raise InputError(f"targets must be class numbers from 0, not {int(targets.min())}")
+        outputs = self._with(self.dtype or torch.bfloat16).outputs
+        if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < outputs:
+            raise InputError(f"targets must be class numbers from 0 to {outputs - 1}, not {int(targets.min())} to {int(targets.max())}")
         if (return_error or target_error is not None) and self.coalitions.spread is None:
             raise InputError(f"the design {self.coalitions.name!r} has no estimate of its error: return_error and target_error need one")
         if target_error is not None:
-            grows = not self.sampled and self.coalitions.name.startswith(("border_hadamard", "exact"))
-            if not grows or self.coalitions.name.endswith("part"):
-                raise InputError("target_error needs design='border_hadamard' with whole blocks: it adds blocks where they are needed")
             if not target_error > 0:
                 raise InputError(f"target_error must be above 0, a relative squared error such as 0.05, not {target_error}")
+            if not self.grows:
+                step = f"{2 + 2 * self._d} + {2 * (order(self._d) - 1)} k evaluations"
+                raise InputError(f"target_error adds blocks to design='border_hadamard' with {step}, not to {self.coalitions.name}")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -267,7 +267,7 @@ def patch_shapley(
     fill: float | Tensor = 0.0,
     feature_mask: Tensor | None = None,
     dtype: torch.dtype | None = None,
-    compile: bool = False,
+    compile: bool = False,  # noqa: A002 - as torch calls it
     reuse: bool = True,
     target_error: float | None = None,
     return_error: bool = False,
@@ -284,14 +284,14 @@ def patch_shapley(
         images: [N, C, H, W] float32 or bfloat16, normalised as the model wants them, on its device.
         targets: [N] int64 class numbers.
         grid: patches a side, or (rows, columns). Pixel (y, x) lies in patch (y * rows // H, x * columns // W).
-        design: "border_hadamard" (fixed coalitions, most accurate for its cost), "leverage", "kernel", "permutation", "captum" (its sampling
-            and solve, drawn for every image), "exact" (all 2^d), or `Coalitions` of your own.
+        design: "border_hadamard" (fixed coalitions, most accurate for its cost), "leverage", "kernel", "permutation", "captum" (its
+            sampling and solve, drawn for every image), "exact" (all 2^d), or `Coalitions` of your own.
         evaluations: forwards an image, at most; None is the design's own number, 64 for 16 patches.
         payoff: "logit" of the target, "log_probability", "probability" or "log_odds".
         fill: what an absent patch shows: a number, [C], [C, H, W] or [N, C, H, W]; 0 is the mean colour of normalised images.
         feature_mask: instead of a grid, the patch number of each pixel, [H, W] or [C, H, W], 0 to d - 1; the result is [N, d].
-        dtype: of the forwards, torch.float32 or torch.bfloat16. None takes bfloat16 where the device has it and the first images show that it
-            moves maps by less than the design's own error, and logs which it took. Payoffs are read out in float64 always.
+        dtype: of the forwards, torch.float32 or torch.bfloat16. None takes bfloat16 where the device has it and the first images show that
+            it moves maps by less than the design's own error, and logs which it took. Payoffs are read out in float64 always.
         compile: torch.compile the net (a minute once; worth it for thousands of images). Goes on without it, with a message, if that fails.
         reuse: compute early layers for 16 masks instead of all coalitions where that gives the same values (`locality`).
         target_error: relative squared error: images whose estimated error is above it get further blocks of evaluations.

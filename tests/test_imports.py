@@ -11,14 +11,14 @@ ORDER = """
 __main__
 cli
 bench info demo
-pipeline evaluate report ondisk
+pipeline evaluate report ondisk calibrate
 methods
-experts selection utility
-shapley kernel_shap gradnorm influence windows train store locality teacher
-ops
+experts selection utility games
+shapley kernel_shap gradnorm influence windows train store forwards locality teacher
+ops designs graphs
 kernels
 dispatch device data nets zoo augment recipes
-cifar drawn folders figures heads memory
+cifar drawn folders figures charts heads memory hadamard
 types _version
 """.strip().splitlines()
 LEVEL = {name: level for level, line in enumerate(ORDER) for name in line.split()}

@@ -1,16 +1,19 @@
-"""Shapley values: the axioms, and equality with the definition by enumeration."""
+"""Shapley values of images: equality with the definition by enumeration, and what a caller may rely on."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from infoutil_fast import InputError, nets, patch_shapley
-from infoutil_fast.shapley import PAYOFFS, border_hadamard, captum, exact, plan
+from infoutil_fast import InputError, nets, patch_shapley, shapley
+from infoutil_fast.shapley import PAYOFFS, PatchShapley
 from infoutil_fast.types import Coalitions
 
 
@@ -25,19 +28,6 @@ def by_definition(values: dict[tuple[int, ...], float], d: int) -> torch.Tensor:
     return phi
 
 
-def additive_game(masks: torch.Tensor, order: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random game with interactions of up to `order` patches: its values under `masks`, and its Shapley values in closed form."""
-    d = masks.shape[1]
-    values = torch.full((len(masks),), float(torch.randn(())), dtype=torch.float64)
-    phi = torch.zeros(d, dtype=torch.float64)
-    for k in range(1, order + 1):
-        for s in itertools.combinations(range(d), k):
-            c = float(torch.randn(()))
-            values += c * masks[:, list(s)].all(1)
-            phi[list(s)] += c / k
-    return values, phi
-
-
 class Sum(nn.Module):
     """Two classes; class 1 is a weighted sum of pixels and one product, so that every value is known."""
 
@@ -48,95 +38,6 @@ class Sum(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         total = (x.flatten(1) * self.weight).sum(1)
         return torch.stack([-total, total], 1)
-
-
-def test_exact_design_is_the_definition():
-    d = 5
-    coalitions = exact(d)
-    payoffs = torch.randn(1 << d, dtype=torch.float64)
-    values = {tuple(torch.nonzero(m).flatten().tolist()): float(v) for m, v in zip(coalitions.masks, payoffs, strict=True)}
-    assert len(values) == 1 << d
-    torch.testing.assert_close(coalitions.solve @ payoffs, by_definition(values, d), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("evaluations", [34, 64, 94, 154])
-def test_border_hadamard_is_exact_for_games_of_pairs(evaluations):
-    coalitions = border_hadamard(16, evaluations)
-    assert coalitions.masks.shape == (evaluations, 16)
-    values, phi = additive_game(coalitions.masks, order=2)
-    torch.testing.assert_close(coalitions.solve @ values, phi, rtol=0, atol=1e-10)
-
-
-def test_every_coalition_of_the_default_design_is_different():
-    assert len(border_hadamard(16, 64).masks.unique(dim=0)) == 64
-
-
-@pytest.mark.parametrize("part", ["border", "hadamard"])
-def test_closed_forms_are_the_constrained_least_squares(part):
-    """estimators.md 1.1: minimise the weighted residual of v(S) - v0 - z phi under sum(phi) = v1 - v0."""
-    coalitions = border_hadamard(16, 34) if part == "border" else border_hadamard(16, 64)
-    payoffs = torch.randn(len(coalitions.masks), dtype=torch.float64)
-    rows = slice(2, 34) if part == "border" else slice(34, 64)
-    z, v = coalitions.masks[rows].double(), payoffs[rows]
-    empty, full = payoffs[0], payoffs[1]
-    projection = torch.eye(16, dtype=torch.float64) - 1 / 16
-    b = v - empty - (full - empty) * z.sum(1) / 16
-    expected = torch.linalg.pinv(z @ projection) @ b + (full - empty) / 16
-    if part == "border":
-        found = coalitions.solve @ payoffs
-    else:
-        weight = 13 / 21
-        border = border_hadamard(16, 34).solve @ payoffs[:34]
-        found = (coalitions.solve @ payoffs - (1 - weight) * border) / weight
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("design", ["border_hadamard", "exact"])
-def test_efficiency_and_linearity(design):
-    coalitions = plan(design, 16)
-    a, b = torch.randn(2, len(coalitions.masks), dtype=torch.float64)
-    size = coalitions.masks.sum(1)
-    gain = a[size == 16] - a[size == 0]
-    torch.testing.assert_close((coalitions.solve @ a).sum(), gain[0], rtol=0, atol=1e-9)
-    together = coalitions.solve @ (2 * a - 3 * b)
-    torch.testing.assert_close(together, 2 * (coalitions.solve @ a) - 3 * (coalitions.solve @ b), rtol=0, atol=1e-9)
-
-
-def test_dummy_and_symmetric_patches():
-    """Patch 3 does nothing; patches 5 and 9 do the same."""
-    masks = exact(10).masks
-    twins = masks[:, 5].double() + masks[:, 9].double()
-    values = torch.randn(1 << 10, dtype=torch.float64)
-    rest = masks.clone()
-    rest[:, [3, 5, 9]] = False
-    index = (rest * (1 << torch.arange(10))).sum(1)
-    phi = exact(10).solve @ (values[index] + twins.square() + twins)
-    assert abs(float(phi[3])) < 1e-10
-    assert abs(float(phi[5] - phi[9])) < 1e-10
-
-
-def test_captum_design_solves_as_captum_does():
-    """scikit-learn's regression with an intercept on 0/1 rows, ends weighted 1e6: that is what Captum's KernelShap fits."""
-    linear_model = pytest.importorskip("sklearn.linear_model")
-    coalitions = captum(6, 40, torch.Generator().manual_seed(int(torch.randint(1 << 30, ()))))
-    payoffs = torch.randn(40, dtype=torch.float64)
-    weight = torch.ones(40)
-    weight[:2] = 1e6
-    fitted = linear_model.LinearRegression().fit(coalitions.masks.double().numpy(), payoffs.numpy(), sample_weight=weight.numpy())
-    torch.testing.assert_close(coalitions.solve @ payoffs, torch.from_numpy(fitted.coef_), rtol=0, atol=1e-5)
-    assert coalitions.masks[0].all()
-    assert not coalitions.masks[1].any()
-    assert all(0 < n < 6 for n in coalitions.masks[2:].sum(1).tolist())
-
-
-def test_captum_sizes_follow_the_shapley_kernel():
-    d, n = 16, 20000
-    sizes = captum(d, n).masks[2:].sum(1)
-    k = torch.arange(1, d, dtype=torch.float64)
-    expected = (d - 1) / (k * (d - k))
-    expected /= expected.sum()
-    found = torch.bincount(sizes, minlength=d)[1:d] / (n - 2)
-    assert float((found - expected).abs().max()) < 5 * float((expected * (1 - expected) / n).sqrt().max())
 
 
 @pytest.mark.parametrize(("grid", "shape"), [(4, (2, 3, 17, 23)), ((2, 3), (1, 1, 7, 5)), (3, (3, 2, 3, 3))])
@@ -174,7 +75,7 @@ def test_patch_shapley_agrees_with_enumeration_on_a_net(payoff):
                     y, x = divmod(i, 3)
                     shown[:, 6 * y : 6 * y + 6, 4 * x : 4 * x + 4] = images[n, :, 6 * y : 6 * y + 6, 4 * x : 4 * x + 4]
                 with torch.no_grad():
-                    values[s] = float(PAYOFFS[payoff](net(shown[None]).double())[0, targets[n]])
+                    values[s] = float(PAYOFFS[payoff](net(shown[None]).double(), targets[n].view(1, 1)))
         torch.testing.assert_close(found[n].flatten().double(), by_definition(values, 6), rtol=1e-4, atol=1e-6)
 
 
@@ -213,7 +114,7 @@ def test_model_is_left_as_it_was_even_when_it_fails():
     net[1].eval()
     modes = [m.training for m in net.modules()]
     patch_shapley(net, torch.randn(1, 3, 16, 16), torch.tensor([0]))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError, match=r"cannot take images of shape \[3, 20, 20\]"):
         patch_shapley(net, torch.randn(1, 3, 20, 20), torch.tensor([0]))
     assert [m.training for m in net.modules()] == modes
 
@@ -236,9 +137,17 @@ def test_own_coalitions():
     [
         ({"design": "magic"}, "design 'magic' is not known"),
         ({"payoff": "luck"}, "payoff 'luck' is not known"),
-        ({"grid": 3}, "16 patches, not 9"),
-        ({"evaluations": 50}, "34 \\+ 30 k evaluations"),
-        ({"grid": 17, "design": "exact"}, "1 to 16 patches"),
+        ({"evaluations": 30}, "at least 34 evaluations"),
+        ({"grid": 3, "target_error": 0.1, "evaluations": 30}, "20 \\+ 22 k evaluations"),
+        ({"design": "kernel", "target_error": 0.1}, "adds blocks to design='border_hadamard'"),
+        ({"target_error": 0.0}, "above 0"),
+        ({"dtype": torch.float16}, "float32, torch.bfloat16 or None"),
+        ({"batch": 0}, "at least 1 forward"),
+        ({"feature_mask": torch.zeros(4, 4, dtype=torch.int64)}, "feature_mask must be whole numbers \\[16, 16\\]"),
+        ({"feature_mask": torch.full((16, 16), 2)}, "without a gap"),
+        ({"design": Coalitions(torch.ones(2, 16, dtype=torch.bool), torch.ones(16, 2)), "return_error": True}, "no estimate of its error"),
+        ({"grid": 5, "design": "exact"}, "1 to 16 patches"),
+        ({"grid": 17}, "no 17x17 grid"),
         ({"grid": (17, 1), "design": "captum"}, "grid"),
         ({"targets": torch.zeros(3, dtype=torch.int64)}, "need as many targets"),
         ({"targets": torch.tensor([9])}, "targets"),
@@ -249,3 +158,231 @@ def test_bad_input_is_named(change, message):
     arguments = {"targets": torch.tensor([0]), **change}
     with pytest.raises(InputError, match=message):
         patch_shapley(net, torch.randn(1, 3, 16, 16), arguments.pop("targets"), **arguments)
+
+
+class Branching(nn.Module):
+    """torch.fx cannot trace it: what it does depends on the values."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nets.build("convnet2-w16", 3, 16)
+
+    def forward(self, x):
+        return self.net(x if x.sum() > 0 else x + 0)
+
+
+def test_a_model_that_cannot_be_traced_runs_itself():
+    net = Branching()
+    images, targets = torch.randn(2, 3, 16, 16), torch.tensor([0, 2])
+    plan = PatchShapley(net, (3, 16, 16), dtype=torch.float32)
+    assert "torch.fx cannot trace it" in repr(plan)
+    torch.testing.assert_close(plan(images, targets), patch_shapley(net.net, images, targets, dtype=torch.float32), rtol=1e-4, atol=1e-6)
+
+
+def test_hooks_modes_and_gradients_stay_and_hooks_are_honoured():
+    net = nets.build("convnet2-w16", 3, 16)
+    images, targets = torch.randn(2, 3, 16, 16), torch.tensor([0, 2])
+    net(images)  # moves the running statistics
+    before = patch_shapley(net, images, targets)
+    net.eval()
+    hook = net[0].register_forward_hook(lambda module, args, out: 2 * out)
+    net(images).sum().backward()
+    grads = [p.grad.clone() for p in net.parameters()]
+    net[3].eval()
+    modes = [m.training for m in net.modules()]
+    plan = PatchShapley(net, (3, 16, 16))
+    doubled = plan(images, targets)
+    assert "forward hooks on 0" in repr(plan)
+    assert not torch.allclose(before, doubled)
+    assert [m.training for m in net.modules()] == modes
+    assert all(torch.equal(p.grad, g) and p.requires_grad for p, g in zip(net.parameters(), grads, strict=True))
+    hook.remove()
+    torch.testing.assert_close(patch_shapley(net, images, targets), before)
+
+
+def test_a_plan_follows_new_weights_only_when_told():
+    net = nets.build("convnet2-w16", 3, 16)
+    images, targets = torch.randn(2, 3, 16, 16), torch.tensor([0, 2])
+    plan = PatchShapley(net, (3, 16, 16), dtype=torch.float32)
+    before = plan(images, targets)
+    with torch.no_grad():
+        net[0].weight.mul_(-2)
+    assert torch.equal(plan(images, targets), before)
+    plan.update()
+    after = plan(images, targets)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, patch_shapley(net, images, targets, dtype=torch.float32))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
+def test_a_compiled_model_is_looked_into():
+    net = nets.build("convnet2-w16", 3, 16)
+    images, targets = torch.randn(2, 3, 16, 16), torch.tensor([0, 2])
+    found = patch_shapley(torch.compile(net), images, targets, dtype=torch.float32)  # type: ignore[arg-type]
+    assert torch.equal(found, patch_shapley(net, images, targets, dtype=torch.float32))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiling_changes_rounding_only_whatever_the_number_of_images():
+    net = nets.build("convnet3-w8", 3, 24)
+    plan = PatchShapley(net, (3, 24, 24), dtype=torch.float32, compile=True, batch=128)
+    assert "compiled" in repr(plan)
+    for n in (1, 2, 5):
+        images, targets = torch.randn(n, 3, 24, 24), torch.randint(0, 3, (n,))
+        fill = torch.randn(n, 3, 24, 24)
+        expected = PatchShapley(net, (3, 24, 24), dtype=torch.float32)(images, targets, fill=fill)
+        torch.testing.assert_close(plan(images, targets, fill=fill), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_feature_mask_of_the_grid_gives_the_grid_s_values():
+    net = nets.build("convnet2-w16", 3, 16)
+    images, targets = torch.randn(3, 3, 16, 16), torch.tensor([0, 2, 1])
+    y, x = torch.arange(16) * 3 // 16, torch.arange(16) * 4 // 16
+    mask = y[:, None] * 4 + x
+    by_grid = patch_shapley(net, images, targets, grid=(3, 4), fill=0.3, dtype=torch.float32)
+    for given in (mask, mask.expand(3, 16, 16)):
+        found = patch_shapley(net, images, targets, feature_mask=given, fill=0.3, dtype=torch.float32)
+        torch.testing.assert_close(found, by_grid.flatten(1), rtol=1e-4, atol=1e-6)
+    baseline = torch.randn(3, 16, 16)
+    torch.testing.assert_close(
+        patch_shapley(net, images, targets, feature_mask=mask, fill=baseline, dtype=torch.float32),
+        patch_shapley(net, images, targets, grid=(3, 4), fill=baseline, dtype=torch.float32).flatten(1),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+def test_a_feature_mask_by_channel_is_exact_for_a_linear_net():
+    net, images = Sum(torch.randn(3 * 4 * 4)), torch.randn(2, 3, 4, 4)
+    mask = torch.arange(3)[:, None, None].expand(3, 4, 4)
+    found = patch_shapley(net, images, torch.tensor([1, 1]), feature_mask=mask)
+    torch.testing.assert_close(found, (images * net.weight.view(3, 4, 4)).sum((2, 3)).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_images_with_a_large_error_get_further_evaluations():
+    net = nets.build("convnet3-w8", 4, 16)
+    images, targets = torch.randn(6, 3, 16, 16), torch.randint(0, 4, (6,))
+    truth = patch_shapley(net, images, targets, design="exact", dtype=torch.float32)
+    plan = PatchShapley(net, (3, 16, 16), dtype=torch.float32)
+    first, error = plan(images, targets, return_error=True)
+    assert error.shape == (6,)
+    assert plan.spent.tolist() == [64] * 6
+    middle = float(error.median())
+    found, better = plan(images, targets, return_error=True, target_error=middle)
+    more = torch.tensor(error.tolist()) > middle
+    assert torch.equal(plan.spent > 64, more)
+    assert ((plan.spent - 64) % 30 == 0).all()
+    assert torch.equal(found[~more], first[~more])
+    assert ((better <= middle) | (plan.spent == 34 + 30 * 16)).all()
+    enough = PatchShapley(net, (3, 16, 16), dtype=torch.float32, evaluations=34 + 30 * 16)(images, targets)
+
+    def off(maps):
+        return float((maps - truth).square().sum() / truth.square().sum())
+
+    assert off(enough) < 0.5 * off(first)
+
+
+def test_a_small_grid_ends_in_enumeration():
+    net = nets.build("convnet2-w8", 3, 10)
+    images, targets = torch.randn(2, 3, 10, 10), torch.tensor([0, 2])
+    plan = PatchShapley(net, (3, 10, 10), grid=(1, 5), dtype=torch.float32)
+    found, error = plan(images, targets, target_error=1e-9, return_error=True)
+    torch.testing.assert_close(
+        found, patch_shapley(net, images, targets, grid=(1, 5), design="exact", dtype=torch.float32), rtol=1e-4, atol=1e-6
+    )
+    assert plan.spent.tolist() == [32, 32]
+    assert error.tolist() == [0, 0]
+
+
+def test_memory_caps_the_forwards_at_once_and_changes_nothing_else():
+    net = nets.build("convnet3-w16", 10, 32)
+    images, targets = torch.randn(5, 3, 32, 32), torch.randint(0, 10, (5,))
+    small, large = (PatchShapley(net, (3, 32, 32), dtype=torch.float32, max_memory=n) for n in (300_000, 1 << 30))
+    rows = [plan._with(torch.float32).rows for plan in (small, large)]
+    assert 1 <= rows[0] < rows[1]
+    torch.testing.assert_close(small(images, targets), large(images, targets), rtol=1e-5, atol=1e-6)
+
+
+def test_out_of_memory_halves_the_forwards_at_once(monkeypatch, caplog):
+    net = nets.build("convnet3-w16", 10, 32)
+    images, targets = torch.randn(3, 3, 32, 32), torch.randint(0, 10, (3,))
+    plan = PatchShapley(net, (3, 32, 32), dtype=torch.float32, batch=128)
+    expected = plan(images, targets)
+    forwards = plan._with(torch.float32)
+    run = forwards._run
+
+    def scarce(*args):
+        if forwards.rows > 40:
+            raise torch.OutOfMemoryError("not enough")
+        return run(*args)
+
+    monkeypatch.setattr(forwards, "_run", scarce)
+    torch.testing.assert_close(plan(images, targets), expected, rtol=1e-5, atol=1e-6)
+    assert forwards.rows == 32
+    assert "32 forwards at once" in caplog.text
+
+
+def test_a_second_thread_is_refused():
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(12, 2)
+
+        def forward(self, x):
+            entered.set()
+            assert not isinstance(x, torch.Tensor) or leave.wait(20)
+            return self.layer(x.flatten(1)) if bool((x == x).all()) else x
+
+    entered, leave = threading.Event(), threading.Event()
+    leave.set()
+    net = Slow()
+    plan = PatchShapley(net, (3, 2, 2), grid=2, dtype=torch.float32)
+    leave.clear()
+    entered.clear()
+    arguments = torch.randn(1, 3, 2, 2), torch.tensor([0])
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(plan, *arguments)
+        assert entered.wait(20)
+        with pytest.raises(InputError, match="at work in another call"):
+            plan(*arguments)
+        with pytest.raises(InputError, match="at work in another thread"):
+            patch_shapley(net, *arguments, grid=2)
+        leave.set()
+        assert first.result().shape == (1, 2, 2)
+
+
+def test_the_short_format_is_taken_only_if_it_moves_maps_less_than_the_design_errs(monkeypatch, caplog):
+    net = nets.build("convnet3-w16", 10, 32)
+    images, targets = torch.randn(4, 3, 32, 32), torch.randint(0, 10, (4,))
+    monkeypatch.setattr(shapley, "native_bfloat16", lambda device: True)
+    caplog.set_level("INFO")
+    plan = PatchShapley(net, (3, 32, 32))
+    assert "if the first images show that it may" in repr(plan)
+    plan(images, targets)
+    assert plan.dtype == torch.bfloat16
+    assert "patch_shapley runs in bfloat16" in caplog.text
+    assert PatchShapley(net, (3, 32, 32), grid=2, design="exact").dtype == torch.float32
+    coarse = PatchShapley(net, (3, 32, 32))
+    spread = coarse.coalitions.spread
+    monkeypatch.setattr(coarse, "coalitions", replace(coarse.coalitions, spread=1e-9 * spread))  # a design that says it is nearly exact
+    coarse(images, targets)
+    assert coarse.dtype == torch.float32
+
+
+def test_logits_of_given_masks():
+    net = nets.build("convnet2-w16", 3, 16).eval()
+    images, masks = torch.randn(3, 3, 16, 16), torch.rand(7, 16) < 0.5
+    found = PatchShapley(net, (3, 16, 16), dtype=torch.float32).logits(images, masks)
+    with torch.no_grad():
+        shown = images[:, None] * masks.view(7, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+        expected = net(shown.flatten(0, 1)).view(3, 7, 3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    net = nets.build("resnet10", 5, 64)
+    images, targets = torch.randn(5, 3, 64, 64), torch.randint(0, 5, (5,))
+    expected = patch_shapley(net, images, targets, dtype=torch.float32)
+    found = patch_shapley(net.cuda(), images.cuda(), targets.cuda(), dtype=torch.float32)
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from infoutil_fast.data import Source
+from infoutil_fast.designs import plan
 from infoutil_fast.memory import Stages
 from infoutil_fast.selection import Choice, Run, draw, keep, shard
-from infoutil_fast.shapley import PAYOFFS, patch_shapley, plan
+from infoutil_fast.shapley import PAYOFFS, PatchShapley
 from infoutil_fast.teacher import Teacher, refuse_nan
 from infoutil_fast.types import ClassShard, InputError, one_of
 from infoutil_fast.utility import INPUTS, SCORES
@@ -25,9 +26,9 @@ class Config:
     pool: int = 300  # images per class to choose from
     seed: int = 0  # of the pool and the noise
     grid: int = 4  # patches a side of the Shapley map
-    design: str = "border_hadamard"  # coalitions: border_hadamard, captum (the paper's), exact
-    evaluations: int = 0  # forwards per image; 0: the design's own, 64, 25 or all
-    payoff: str = "logit"  # of the label: logit, log_probability, probability
+    design: str = "border_hadamard"  # coalitions: border_hadamard, leverage, kernel, permutation, captum (the paper's), exact
+    evaluations: int = 0  # forwards per image; 0: the design's own, 64, 25 (captum) or all
+    payoff: str = "logit"  # of the label: logit, log_probability, probability, log_odds
     windows: str = "shapley"  # shapley, or random: the ablation without Shapley
     window: int = 0  # side of a window in patches; 0: half the grid at factor 2 and above, else the whole image
     crops: int = 5  # windows tried per image: all noisy but the last
@@ -94,22 +95,16 @@ def heat_maps(teacher: Teacher, images: Tensor, label: int, cfg: Config, run: Ru
     """Shapley map [n, g, g] float32 of uint8 images for their label; a sampled design draws from each file's own generator."""
     x = teacher.normalise(images)
     targets = torch.full((len(x),), label, device=x.device)
-    fixed = cfg.design != "captum"
-    parts = [slice(None)] if fixed else [slice(i, i + 1) for i in range(len(x))]
-    return torch.cat(
-        [
-            patch_shapley(
-                teacher.net,
-                x[part],
-                targets[part],
-                grid=cfg.grid,
-                design=cfg.design,
-                evaluations=cfg.evaluations or None,
-                payoff=cfg.payoff,
-                dtype=run.dtype,
-                batch=run.batch,
-                generator=generator,
-            )
-            for part, generator in zip(parts, generators, strict=False)
-        ]
+    made = PatchShapley(
+        teacher.net,
+        (x.shape[1], x.shape[2], x.shape[3]),
+        grid=cfg.grid,
+        design=cfg.design,
+        evaluations=cfg.evaluations or None,
+        payoff=cfg.payoff,
+        dtype=run.dtype,
+        batch=run.batch,
     )
+    if cfg.design in ("border_hadamard", "exact"):
+        return made(x, targets)
+    return torch.cat([made(x[i : i + 1], targets[i : i + 1], generator=generator) for i, generator in enumerate(generators)])

@@ -1,0 +1,39 @@
+"""Peak memory of one PatchShapley in this process, which should be fresh: python bench/peak_memory.py '{"net": ..., "size": ..., ...}'
+
+Prints {"plan": bytes, "call": bytes, "loaded": bytes, "how": ...}: the peaks while it is planned and called, above what was there before.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+from cases import case
+
+from infoutil_fast.memory import peak_bytes, reset_peak
+from infoutil_fast.shapley import PatchShapley
+
+
+def measure(net: str, size: int, images: int, evaluations: int, batch: int, dtype: str, device: str, threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    where = torch.device(device)
+    model, shown, targets = case(net, size, images, device)
+    with torch.inference_mode():
+        model(shown[:1])  # what the first forward of a process loads
+    loaded = _now(where)
+    plan = PatchShapley(model, (3, size, size), evaluations=evaluations, batch=batch, dtype=getattr(torch, dtype))
+    planned = peak_bytes(where) - loaded
+    before = _now(where)
+    plan(shown, targets)
+    return {"plan": planned, "call": peak_bytes(where) - before, "loaded": loaded, "how": repr(plan)}
+
+
+def _now(device: torch.device) -> int:
+    reset_peak(device)
+    return peak_bytes(device)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))
