@@ -171,7 +171,7 @@ def quartiles(values: Tensor) -> list[float]:
 def spearman(a: Tensor, b: Tensor) -> Tensor:
     """Rank correlation over the last dimension, ties at their mean rank (Spearman 1904); 0 where one side is all equal."""
     # A rank is, up to a factor and a shift, the number of smaller values less the number of larger ones.
-    a, b = ((x[..., :, None] - x[..., None, :]).sign().sum(-1) for x in (a, b))
+    a, b = ((x[..., :, None] - x[..., None, :]).sign().double().sum(-1) for x in (a, b))
     return (a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt().clamp(min=1e-300)
 
 

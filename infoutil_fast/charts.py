@@ -36,6 +36,14 @@ def curves(rows: Rows) -> bytes:
         axes.set_title(payoff.replace("_", " "), loc="left", fontweight="bold")
     lines, labels = panels[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False)
+    ticks = {row["budget"] for row in rows if row["kind"] == "design"} | {round(max(row["evaluations"] for row in rows))}
+    for axes in panels[-((len(names) + 1) // 2) :]:  # the lower ones; the others share their scale
+        axes.set_xlabel("evaluations an image", fontsize=11)
+        axes.set_xticks(sorted(ticks), minor=False)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    lines, labels = panels[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False)
     for axes in list(panels)[-((len(names) + 1) // 2) :]:
         axes.set_xlabel("evaluations an image", fontsize=11)
     figure.supylabel("median of |phi - truth|$^2$ / |truth - mean|$^2$", fontsize=11)
@@ -57,10 +65,6 @@ def _panel(axes: Axes, rows: Rows) -> None:
     axes.axhline(1, color="#999999", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", yscale="log")
     axes.margins(x=0.07)
-    ticks = sorted({row["budget"] for row in rows if row["kind"] == "design"} | {round(max(row["evaluations"] for row in rows))})
-    axes.set_xticks(ticks, minor=False)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -74,7 +78,7 @@ def _adaptive(axes: Axes, rows: Rows) -> None:
     )
     places: list[tuple[float, float, list[str]]] = []
     for row in rows:
-        if not places or row["evaluations"] > 1.15 * places[-1][0]:
+        if not places or row["evaluations"] > 1.16 * places[-1][0]:
             places.append((row["evaluations"], row["error"][1], []))
         places[-1][2].append(f"{row['target_error']:g}")
     for across, up, targets in places:

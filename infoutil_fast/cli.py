@@ -106,7 +106,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     calibrate.add_argument("source", help="folder, .npz, CIFAR batches, digits or demo")
-    calibrate.add_argument("--teacher", required=True, help="checkpoint or its folder, torchvision:NAME, timm:NAME")
+    calibrate.add_argument(
+        "--teacher", required=True, default=argparse.SUPPRESS, help="checkpoint or its folder, torchvision:NAME, timm:NAME"
+    )
     calibrate.add_argument("--out", type=Path, default=Path("infoutil-calibration"), help="folder of games, rows and curves")
     calibrate.add_argument("--images", type=int, default=64, help="validation images, each with 2^(grid^2) forwards")
     calibrate.add_argument("--grid", type=int, default=4, help="patches a side, 2 to 4")

@@ -23,7 +23,7 @@ from infoutil_fast.teacher import Teacher, refuse_nan
 from infoutil_fast.types import InputError
 
 log = logging.getLogger(__name__)
-AT_ONCE = 8192  # coalitions whose logits are held: 33 MB of a thousand classes
+AT_ONCE = 1 << 23  # logits held: all 65,536 coalitions of up to 128 classes, 8388 of a thousand
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def play(games: Games, folder: Path, progress: bool = True) -> Tensor:
     for done, (file, position) in enumerate(todo, 1):
         assert plan is not None
         header = games.header(position)
-        found = game(plan, games.images(np.array([position])), header["label"], games.dtype)
+        found = game(plan, games.images(np.array([position])), header["label"], games.dtype, len(games.teacher.facts.classes))
         refuse_nan(found[None], [header["image"]], games.teacher.facts.name)
         buffer = BytesIO()
         np.savez(buffer, header=np.array(json.dumps(header)), logits=found.numpy())
@@ -111,13 +111,13 @@ def _plan(games: Games) -> PatchShapley:
     return plan
 
 
-def game(plan: PatchShapley, image: Tensor, label: int, dtype: torch.dtype) -> Tensor:
+def game(plan: PatchShapley, image: Tensor, label: int, dtype: torch.dtype, classes: int) -> Tensor:
     """The logits of an image [1, 3, S, S] under the plan's coalitions, as of two classes: the label, and all others together.
 
     [M, 2] float64: z_label, and logsumexp of the others. Every payoff of the label is the same for these two as for all the classes.
     """
     parts = []
-    for masks in plan.coalitions.masks.split(AT_ONCE):
+    for masks in plan.coalitions.masks.split(max(1, AT_ONCE // classes)):
         z = plan.logits(image, masks, dtype)[0].double()  # [m, K]
         others = z.index_fill(1, torch.tensor([label], device=z.device), float("-inf")).logsumexp(1)
         parts.append(torch.stack([z[:, label], others], 1))
@@ -127,7 +127,7 @@ def game(plan: PatchShapley, image: Tensor, label: int, dtype: torch.dtype) -> T
 def read(file: Path, header: dict[str, Any]) -> Tensor:
     """The game [2^d, 2] in a file. Raises `InputError` where it is another one, or damaged."""
     try:
-        with np.load(file, allow_pickle=False) as kept:
+        with np.load(BytesIO(file.read_bytes()), allow_pickle=False) as kept:
             have, logits = json.loads(str(kept["header"])), kept["logits"]
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{file} cannot be read as a game ({type(error).__name__}: {error}): remove it to play it again") from error

@@ -28,7 +28,7 @@ PAYOFFS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "log_odds": lambda z, t: z.gather(1, t) - z.scatter(1, t, float("-inf")).logsumexp(1, keepdim=True),
 }
 MOST_BLOCKS = 16  # of Hadamard that `target_error` spends on one image
-PROBED = 2  # images that choose the dtype
+PROBE_FROM = 8  # images of a call: fewer run in float32 sooner than the first one in both formats
 
 
 class PatchShapley:
@@ -50,6 +50,7 @@ class PatchShapley:
         payoff: str = "logit",
         fill: float | Tensor = 0.0,
         feature_mask: Tensor | None = None,
+        align: int | None = None,
         dtype: torch.dtype | None = None,
         compile: bool = False,  # noqa: A002 - as torch calls it
         reuse: bool = True,
@@ -68,7 +69,7 @@ class PatchShapley:
             raise InputError(f"batch must be at least 1 forward, not {batch}")
         self.model, self.shape, self.payoff, self.fill, self.generator = model, tuple(shape), payoff, fill, generator
         self.device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-        self.patches, self.result = _players(self.shape, grid, feature_mask)
+        self.patches, self.result = _players(self.shape, grid, feature_mask, _token(model) if align is None else align)
         self.coalitions = plan(design, self._d, evaluations, generator).to(self.device)
         self.redrawn = design == "captum"  # as Captum does: anew for every image
         M, d = self.coalitions.masks.shape
@@ -88,11 +89,11 @@ class PatchShapley:
     def update(self) -> None:
         """Take over the model's present weights; plans anew."""
         self._forwards: dict[torch.dtype, Forwards] = {}
-        self._with(self.dtype or torch.bfloat16)
+        self._with(self.dtype or torch.float32)
 
     def __repr__(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.") if self.dtype else "bfloat16 if the first images show that it may"
-        found = self._with(self.dtype or torch.bfloat16)
+        dtype = str(self.dtype).removeprefix("torch.") if self.dtype else "bfloat16 if the first image shows that it may"
+        found = self._with(self.dtype or torch.float32)
         return f"PatchShapley({self.coalitions.name}; {found.how}; {found.rows} forwards at once; {dtype}; {self.device})"
 
     def _with(self, dtype: torch.dtype) -> Forwards:
@@ -177,20 +178,20 @@ class PatchShapley:
         return phi, error, spent
 
     def _choose(self, images: Tensor, targets: Tensor, fill: float | Tensor) -> torch.dtype:
-        """The plan's dtype; undecided, bfloat16 if on the first images it moves the maps by less than the design's own error."""
+        """The plan's dtype; undecided, bfloat16 if it moves the first map by less than the design's own error."""
         if self.dtype is not None:
             return self.dtype
-        if len(images) <= PROBED:  # as many as the probe would take
+        if len(images) < PROBE_FROM:
             return torch.float32
-        shown = fill[:PROBED] if isinstance(fill, Tensor) and fill.ndim == 4 else fill
+        shown = fill[:1] if isinstance(fill, Tensor) and fill.ndim == 4 else fill
         exact, short = (
-            self._maps(self._with(dtype), images[:PROBED], targets[:PROBED], shown, self.coalitions, None)
+            self._maps(self._with(dtype), images[:1], targets[:1], shown, self.coalitions, None)
             for dtype in (torch.float32, torch.bfloat16)
         )
         moved = (short[0] - exact[0]).square().sum(1) / (exact[0] - exact[0].mean(1, keepdim=True)).square().sum(1).clamp(min=1e-300)
         self.dtype = torch.bfloat16 if bool((moved < exact[1]).all()) else torch.float32
         log.info(
-            "patch_shapley runs in %s: bfloat16 moved the first maps by %.1e (relative squared), the design's own error is %.1e",
+            "patch_shapley runs in %s: bfloat16 moved the first map by %.1e (relative squared), the design's own error is %.1e",
             str(self.dtype).removeprefix("torch."), float(moved.max()), float(exact[1].min()),
         )  # fmt: skip
         return self.dtype
@@ -202,7 +203,7 @@ class PatchShapley:
             raise InputError(f"{len(images)} images need as many targets, int64 class numbers, not {list(targets.shape)} {targets.dtype}")
         if images.device != self.device or targets.device != self.device:
             raise InputError(f"images on {images.device} and targets on {targets.device}: the model is on {self.device}")
-        outputs = self._with(self.dtype or torch.bfloat16).outputs
+        outputs = self._with(self.dtype or torch.float32).outputs
         if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < outputs:
             raise InputError(f"targets must be class numbers from 0 to {outputs - 1}, not {int(targets.min())} to {int(targets.max())}")
         if (return_error or target_error is not None) and self.coalitions.spread is None:
@@ -238,14 +239,18 @@ def read_out(values: Tensor, coalitions: Coalitions) -> tuple[Tensor, Tensor]:
 
 
 def _players(
-    shape: tuple[int, ...], grid: int | tuple[int, int], feature_mask: Tensor | None
+    shape: tuple[int, ...], grid: int | tuple[int, int], feature_mask: Tensor | None, align: int
 ) -> tuple[tuple[int, int] | Tensor, tuple[int, ...]]:
     """The patches, as a grid or as a feature mask [C or 1, H, W], and the shape of one result."""
     if feature_mask is None:
         rows, cols = (grid, grid) if isinstance(grid, int) else grid
         if not (1 <= rows <= shape[1] and 1 <= cols <= shape[2]):
             raise InputError(f"a {shape[1]}x{shape[2]} image has no {rows}x{cols} grid: every patch needs a pixel")
-        return (rows, cols), (rows, cols)
+        borders = [_borders(size, patches, align) for size, patches in zip(shape[1:], (rows, cols), strict=True)]
+        plain = [_borders(size, patches, 1) for size, patches in zip(shape[1:], (rows, cols), strict=True)]
+        if all(torch.equal(a, b) for a, b in zip(borders, plain, strict=True)):
+            return (rows, cols), (rows, cols)
+        return (borders[0][:, None] * cols + borders[1])[None], (rows, cols)
     mask = feature_mask[None] if feature_mask.ndim == 2 else feature_mask
     if mask.is_floating_point() or mask.shape[1:] != shape[1:] or mask.shape[0] not in (1, shape[0]):
         raise InputError(f"feature_mask must be whole numbers [{shape[1]}, {shape[2]}] or {list(shape)}, not {list(feature_mask.shape)}")
@@ -253,6 +258,21 @@ def _players(
     if ids.tolist() != list(range(len(ids))):
         raise InputError(f"feature_mask must number the patches 0, 1, 2, ... without a gap, not {ids.tolist()[:8]}")
     return mask.long(), (len(ids),)
+
+
+def _borders(size: int, patches: int, align: int) -> Tensor:
+    """Patch of each row (or column) of pixels [size], its borders at multiples of `align` pixels."""
+    tokens = size // align
+    if align < 1 or tokens < patches:
+        raise InputError(f"{patches} patches aligned to {align} pixels need at least {patches * max(1, align)} pixels, not {size}")
+    return (torch.arange(size) // align).clamp(max=tokens - 1) * patches // tokens
+
+
+def _token(model: nn.Module) -> int:
+    """Side of a vision transformer's tokens in pixels: of the first convolution, if its windows do not overlap and are large; else 1."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    side = first.stride[0] if first is not None and first.stride == first.kernel_size else 1
+    return side if side >= 8 and first is not None and first.stride[0] == first.stride[1] else 1
 
 
 def patch_shapley(
@@ -266,6 +286,7 @@ def patch_shapley(
     payoff: str = "logit",
     fill: float | Tensor = 0.0,
     feature_mask: Tensor | None = None,
+    align: int | None = None,
     dtype: torch.dtype | None = None,
     compile: bool = False,  # noqa: A002 - as torch calls it
     reuse: bool = True,
@@ -290,14 +311,17 @@ def patch_shapley(
         payoff: "logit" of the target, "log_probability", "probability" or "log_odds".
         fill: what an absent patch shows: a number, [C], [C, H, W] or [N, C, H, W]; 0 is the mean colour of normalised images.
         feature_mask: instead of a grid, the patch number of each pixel, [H, W] or [C, H, W], 0 to d - 1; the result is [N, d].
-        dtype: of the forwards, torch.float32 or torch.bfloat16. None takes bfloat16 where the device has it and the first images show that
-            it moves maps by less than the design's own error, and logs which it took. Payoffs are read out in float64 always.
+        align: pixels whose multiples the borders of the grid keep to, so that no token is half masked; None: the token's side of a vision
+            transformer (first convolution with stride = kernel >= 8), else 1.
+        dtype: of the forwards, torch.float32 or torch.bfloat16. None takes bfloat16 where the device has it and the first of eight or more
+            images shows that it moves maps by less than the design's own error, and logs which it took; else float32. Payoffs are read out
+            in float64 always.
         compile: torch.compile the net (a minute once; worth it for thousands of images). Goes on without it, with a message, if that fails.
         reuse: compute early layers for 16 masks instead of all coalitions where that gives the same values (`locality`).
         target_error: relative squared error: images whose estimated error is above it get further blocks of evaluations.
         return_error: also give each map's estimated error [N], |phi - truth|^2 / |truth - mean|^2, at most 1.
         backend: of the masking and assembling ops: "auto", "torch", "triton", "cpp".
-        max_memory: bytes of activations at once; None: 256 MiB on a processor, 4 GiB on CUDA.
+        max_memory: bytes of activations at once; None: 64 MiB on a processor, 4 GiB on CUDA.
         batch: forwards at once, instead of the choice by memory.
         generator: of the sampled designs.
         progress: show a bar.
@@ -319,6 +343,7 @@ def patch_shapley(
         payoff=payoff,
         fill=fill,
         feature_mask=feature_mask,
+        align=align,
         dtype=dtype,
         compile=compile,
         reuse=reuse,

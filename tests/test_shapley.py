@@ -259,6 +259,32 @@ def test_a_feature_mask_by_channel_is_exact_for_a_linear_net():
     torch.testing.assert_close(found, (images * net.weight.view(3, 4, 4)).sum((2, 3)).detach(), rtol=1e-4, atol=1e-4)
 
 
+class Transformer(nn.Module):
+    """The least that has tokens of 8 pixels and attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 16, 8, 8)
+        self.mix = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.mix(self.embed(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_masks_of_a_transformer_keep_to_its_tokens():
+    net, images, targets = Transformer().eval(), torch.randn(2, 3, 56, 56), torch.tensor([0, 2])
+    plan = PatchShapley(net, (3, 56, 56), grid=2, dtype=torch.float32)  # 7 tokens a side: 4 and 3
+    found = plan(images, targets)
+    assert found.shape == (2, 2, 2)
+    y = torch.arange(56) // 8 * 2 // 7
+    mask = y[:, None] * 2 + y
+    torch.testing.assert_close(found.flatten(1), patch_shapley(net, images, targets, feature_mask=mask, dtype=torch.float32))
+    assert not torch.allclose(found, patch_shapley(net, images, targets, grid=2, align=1, dtype=torch.float32))
+    with pytest.raises(InputError, match="9 patches aligned to 8 pixels need at least 72 pixels, not 56"):
+        patch_shapley(net, images, targets, grid=9)
+
+
 def test_images_with_a_large_error_get_further_evaluations():
     net = nets.build("convnet3-w8", 4, 16)
     images, targets = torch.randn(6, 3, 16, 16), torch.randint(0, 4, (6,))
@@ -353,11 +379,13 @@ def test_a_second_thread_is_refused():
 
 def test_the_short_format_is_taken_only_if_it_moves_maps_less_than_the_design_errs(monkeypatch, caplog):
     net = nets.build("convnet3-w16", 10, 32)
-    images, targets = torch.randn(4, 3, 32, 32), torch.randint(0, 10, (4,))
+    images, targets = torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))
     monkeypatch.setattr(shapley, "native_bfloat16", lambda device: True)
     caplog.set_level("INFO")
     plan = PatchShapley(net, (3, 32, 32))
-    assert "if the first images show that it may" in repr(plan)
+    assert "if the first image shows that it may" in repr(plan)
+    plan(images[:7], targets[:7])
+    assert plan.dtype is None  # too few to tell
     plan(images, targets)
     assert plan.dtype == torch.bfloat16
     assert "patch_shapley runs in bfloat16" in caplog.text
