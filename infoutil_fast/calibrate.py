@@ -23,7 +23,8 @@ from infoutil_fast.teacher import Teacher, check_accuracy, load_teacher
 from infoutil_fast.types import Coalitions, InputError
 from infoutil_fast.windows import pool_heat
 
-BLOCKS = {"border_hadamard": (0, 1, 2, 3, 4, 8), **dict.fromkeys(SAMPLED, (1, 3, 8))}  # budgets, in Hadamard blocks on top of the border
+# Budgets, in Hadamard blocks on top of the border. Captum's go on until they reach the errors of the others.
+BLOCKS = {"border_hadamard": (0, 1, 2, 3, 4, 8), **dict.fromkeys(SAMPLED, (1, 3, 8)), "captum": (1, 3, 8, 32, 64)}
 TARGETS = (0.2, 0.1, 0.05, 0.02, 0.01)  # of the adaptive curve: relative squared errors
 FORMATS = (torch.float32, torch.bfloat16)
 

@@ -14,8 +14,8 @@ from infoutil_fast.hadamard import hadamard, order
 from infoutil_fast.types import Coalitions, InputError, one_of
 
 GROUPS = 8  # of evaluations that the jackknife leaves out in turn
-# Column orders of the Hadamard blocks of 16 patches, one hexadecimal digit a patch. Each is the best of 1,200 random ones after those before
-# it, on exact games of a ConvNet-3 and a ResNet-20 on CIFAR-10; on other images and nets they err 4 to 18 % less than a random order.
+# Column orders of the Hadamard blocks of 16 patches, one hexadecimal digit a patch. Each is the best of 1,200 random ones after those
+# before it, on exact games of a ConvNet-3 and a ResNet-20 on CIFAR-10; on other images and nets they err 4 to 18 % less than others.
 ORDERS = (
     "e3c2d19b64750a8f",
     "624c359a0e18d7bf",

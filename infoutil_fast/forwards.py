@@ -129,8 +129,9 @@ class Forwards:
         options: dict[str, Any] = {"mode": "max-autotune"} if on_gpu else {"options": {"freezing": True}}  # the former with CUDA graphs
         if self.split is None:
             self.net = torch.compile(self.net, dynamic=False, **options)
-        else:
-            self.front, self.back = (torch.compile(part, dynamic=False, **options) for part in (self.front, self.back))
+        else:  # no CUDA graph for the front: its maps must outlive the runs of the back
+            self.front = torch.compile(self.front, dynamic=False, **({"mode": "max-autotune-no-cudagraphs"} if on_gpu else options))
+            self.back = torch.compile(self.back, dynamic=False, **options)
         self.compiled = True
         try:
             self(self.image, torch.ones(coalitions, self._d(), dtype=torch.bool, device=self.image.device), 0.0)
@@ -178,7 +179,8 @@ class Forwards:
             if not isinstance(found, Tensor) or found.ndim != 2:
                 what = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
                 raise InputError(f"the model must give logits [N, classes], not {what}")
-            logits.append(found.float().unflatten(0, (B, -1)))
+            # A copy: the memory of a compiled net's output is its own (CUDA graphs), and the next run writes there.
+            logits.append(found.to(torch.float32, copy=self.compiled).unflatten(0, (B, -1)))
         return torch.cat(logits, 1)
 
     def _front(self, images: Tensor, fill: float | Tensor) -> tuple[Tensor, ...]:
