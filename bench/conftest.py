@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from record import append, row, time_call
 
+from infoutil_fast.memory import keep_freed_memory
+
 ROWS: list[tuple[str, dict[str, Any]]] = []
 ROUNDS = 21
 SLOW = 20.0  # seconds of a call after which its version runs no further rounds
@@ -16,6 +18,12 @@ SLOW = 20.0  # seconds of a call after which its version runs no further rounds
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", action="store_true", help="append the rows to bench/results/<device>.jsonl")
     parser.addoption("--rounds", type=int, help=f"rounds of every race, instead of {ROUNDS} or the race's own number")
+    parser.addoption("--keep-freed-memory", action="store_true", help="run all with the allocator setting of infoutil_fast.memory")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.keep_freed_memory and not keep_freed_memory():
+        raise pytest.UsageError("--keep-freed-memory: the allocator of this system has no such setting")
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ class Forwards:
         self.back: Callable[..., Any]
         self.casts = False  # whether the net is of `dtype` itself; else autocast does it
         self.buffers: dict[str, Tensor] = {}
+        self.shown: tuple[Tensor, Tensor] | None = None  # the last masks, and their patterns
         self.compiled = False
         self.split: Split | None
         self.split, bytes_a_row, self.how = self._prepare(coalitions, reuse)
@@ -78,6 +79,7 @@ class Forwards:
         found: Split | str = "reuse is off" if not reuse else "the patches are no grid"
         if reuse and not isinstance(self.patches, Tensor):
             found = split(graph, self.patches, coalitions)
+            found = found if isinstance(found, str) else found.to(self.image.device)
         self.casts = graphs.castable(graph)
         if self.casts:
             graphs.cast(graph, self.dtype)
@@ -170,18 +172,25 @@ class Forwards:
         B = len(images)
         logits = []
         maps = self._front(images, fill) if self.split is not None else ()
-        for part in masks.split(step):
+        for part in (masks if self.split is None else self._index(masks)).split(step):
             if self.split is None:
                 found = self.net(self._masked(images, part, fill))
             else:
                 out = [self._buffer(f"map{i}", B * len(part), shape) for i, shape in enumerate(self.split.shapes)]
-                found = self.back(*self.split.assemble(maps, B, self.split.index(part), out, self.backend))
+                found = self.back(*self.split.assemble(maps, B, part, out, self.backend))
             if not isinstance(found, Tensor) or found.ndim != 2:
                 what = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
                 raise InputError(f"the model must give logits [N, classes], not {what}")
             # A copy: the memory of a compiled net's output is its own (CUDA graphs), and the next run writes there.
             logits.append(found.to(torch.float32, copy=self.compiled).unflatten(0, (B, -1)))
         return torch.cat(logits, 1)
+
+    def _index(self, masks: Tensor) -> Tensor:
+        """The patterns that these masks show, kept for the next call."""
+        assert self.split is not None
+        if self.shown is None or self.shown[0] is not masks:
+            self.shown = masks, self.split.index(masks)
+        return self.shown[1]
 
     def _front(self, images: Tensor, fill: float | Tensor) -> tuple[Tensor, ...]:
         """The maps under the periodic masks, each [B * P, C, H, W]."""
@@ -195,7 +204,6 @@ class Forwards:
 
     def _masked(self, images: Tensor, masks: Tensor, fill: float | Tensor) -> Tensor:
         """[B * M, C, H, W], in a buffer."""
-        masks = masks.to(images.device)
         out = self._buffer("images", len(images) * len(masks), tuple(images.shape[1:]))
         if not isinstance(self.patches, Tensor):
             return masked_patches(images, masks, self.patches, fill, dtype=self.dtype, out=out, backend=self.backend)

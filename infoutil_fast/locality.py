@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,10 @@ class Split:
     shapes: list[tuple[int, ...]]  # [C, H, W] of each map
     front_share: float  # of the multiply-adds of the net
     last: str  # what the front ends with
+
+    def to(self, device: torch.device) -> Split:
+        places = [(row.to(device), col.to(device)) for row, col in self.places]
+        return replace(self, patterns=self.patterns.to(device), places=places)
 
     def predicted(self, coalitions: int) -> float:
         """Multiply-adds of the whole net on every coalition over those of the split."""
