@@ -190,7 +190,7 @@ def leverage(d: int, evaluations: int, generator: Generator | None = None) -> Co
 def kernel(d: int, evaluations: int, generator: Generator | None = None) -> Coalitions:
     """KernelSHAP in complementary pairs, drawn with replacement (Lundberg & Lee 2017; pairs: Covert & Lee 2021), efficiency exact."""
     pairs = _pairs("kernel", d, evaluations)
-    half = _by_kernel(d, pairs, generator)
+    half = by_kernel(d, pairs, generator)
     return _paired("kernel", half, torch.ones(pairs, dtype=torch.float64), generator)
 
 
@@ -203,7 +203,7 @@ def captum(d: int, evaluations: int = 25, generator: Generator | None = None) ->
     if evaluations < 3 or d < 2:
         raise InputError(f"captum needs at least 2 patches and 3 evaluations, not {d} and {evaluations}")
     ends = torch.tensor([[True], [False]]).expand(2, d)
-    masks = torch.cat([ends, _by_kernel(d, evaluations - 2, generator)])
+    masks = torch.cat([ends, by_kernel(d, evaluations - 2, generator)])
     weight = torch.ones(evaluations, dtype=torch.float64)
     weight[:2] = 1e6
 
@@ -280,11 +280,14 @@ def _jackknife(solve: Callable[[Tensor], Tensor], weight: Tensor, first: int, un
     return torch.stack([solve(weight * keep) - whole for keep in kept]) * math.sqrt((groups - 1) / groups)
 
 
-def _by_kernel(d: int, n: int, generator: Generator | None) -> Tensor:
+def by_kernel(d: int, n: int, generator: Generator | None) -> Tensor:
     """n coalitions [n, d]: size k with probability in proportion to (d - 1) / (k (d - k)), then a uniform set of that size."""
-    k = torch.arange(1, d, dtype=torch.float64)
+    device = generator.device if generator is not None else torch.device("cpu")
+    k = torch.arange(1, d, dtype=torch.float64, device=device)
     sizes = 1 + torch.multinomial((d - 1) / (k * (d - k)), n, replacement=True, generator=generator)
-    return torch.rand(n, d, generator=generator).argsort(1).argsort(1) < sizes[:, None]
+    entry = torch.rand(n, d, generator=generator, device=device).argsort(1)  # random permutations
+    first = torch.arange(d, device=device) < sizes[:, None]
+    return torch.zeros_like(first).scatter_(1, entry, first)
 
 
 def _shares(total: int, mass: list[float], most: list[int]) -> list[float]:

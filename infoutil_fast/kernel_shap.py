@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from infoutil_fast.designs import by_kernel
 from infoutil_fast.types import InputError
 
 T = TypeVar("T", Tensor, tuple[Tensor, ...])
@@ -99,12 +100,7 @@ def draw(N: int, n_samples: int, M: int, generator: Generator | None = None) -> 
     device = generator.device if generator is not None else torch.device("cpu")
     masks = torch.zeros(N, n_samples, M, dtype=torch.bool, device=device)
     masks[:, :1] = True
-    k = torch.arange(1, M, dtype=torch.float64, device=device)
-    count = N * (n_samples - 2)
-    sizes = 1 + torch.multinomial((M - 1) / (k * (M - k)), count, replacement=True, generator=generator)
-    order = torch.rand(count, M, generator=generator, device=device).argsort(1)  # random permutations
-    first = torch.arange(M, device=device) < sizes[:, None]
-    masks[:, 2:] = torch.zeros_like(first).scatter_(1, order, first).view(N, n_samples - 2, M)
+    masks[:, 2:] = by_kernel(M, N * (n_samples - 2), generator).view(N, n_samples - 2, M)
     return masks
 
 
