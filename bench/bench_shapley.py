@@ -31,6 +31,7 @@ MORE_IMAGES = {"cpu": 1, "cuda": 8}  # so that a round is no blink of a GPU
 # Each rival runs at its best batch: on a processor the maps of a large one are mapped and unmapped by the allocator at every layer.
 AT_ONCE = {"cpu": (8, 16, 32, 64), "cuda": (16, 32, 64)}  # of Captum
 BATCHES = {"cpu": (8, 16, 32, 64, 128), "cuda": (64, 256, 512)}
+FEW_BATCHES = {"cpu": (16, 64), "cuda": (256, 1024)}
 COMPILED = {"cpu": (16, 64, 128), "cuda": (64, 256, 512)}
 EVALUATIONS = 64
 SHORT = torch.bfloat16
@@ -133,7 +134,7 @@ def test_shapley_locality(race: Any, device: str, net: str, size: int, count: in
     split = plan._with(SHORT).split
     if split is None:
         pytest.skip(plan._with(SHORT).how)
-    batch, plain = quickest({n: partial(make(reuse=False, batch=n), images, targets) for n in COMPILED[device]}, device)
+    batch, plain = quickest({n: partial(make(reuse=False, batch=n), images, targets) for n in FEW_BATCHES[device]}, device)
     params = {"net": net, "size": size, "N": count, "M": evaluations, "dtype": "bfloat16"}
     versions = {"no reuse": plain, "reuse": partial(plan, images, targets)}
     rows = race("shapley locality", params, device, versions, rounds=5, rivals=["no reuse"])

@@ -69,13 +69,24 @@ _CASTS_FUNCTIONS = (torch.flatten, torch.cat, F.max_pool2d, F.avg_pool2d, F.adap
 _CASTS_METHODS = ("flatten", "view", "reshape", "size", "mean")
 
 
+class _OfImages(nn.Module):
+    """The model as a function of its images alone: its other arguments keep their defaults instead of becoming inputs of the graph."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Any:
+        return self.net(images)
+
+
 def traced(model: nn.Module) -> fx.GraphModule | str:
     """An own copy of the model as a graph, in eval mode; or in one line why there is none."""
     hooked = [name or "the model itself" for name, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
     if hooked:
         return f"forward hooks on {hooked[0]}"
     try:
-        return fx.symbolic_trace(copy.deepcopy(model).eval())
+        return fx.symbolic_trace(_OfImages(copy.deepcopy(model)).eval())
     except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, NotImplementedError, AssertionError) as error:
         return f"torch.fx cannot trace it ({type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else 'no message'})"
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torchvision_placeholders import package
 
 from infoutil_fast import graphs, nets
 from infoutil_fast.forwards import Forwards
@@ -112,9 +113,9 @@ def test_a_reach_beyond_two_patches_ends_the_front():
     net = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(7)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     graph = graphs.traced(net)
     graphs.measure(graph, torch.zeros(1, 3, 32, 32))
-    assert split(graph, (4, 4), 64).last == "_3"
-    assert split(graph, (4, 4), 65536).last == "_6"  # 512 masks of period 3: up to eight pixels to each side
-    assert split(graph, (2, 2), 16) == "nothing to share among 16 coalitions: _8 (Flatten) is not known to be local"
+    assert split(graph, (4, 4), 64).last == "net_3"
+    assert split(graph, (4, 4), 65536).last == "net_6"  # 512 masks of period 3: up to eight pixels to each side
+    assert split(graph, (2, 2), 16) == "nothing to share among 16 coalitions: net_8 (Flatten) is not known to be local"
 
 
 @pytest.mark.parametrize("period", [1, 2, 3])
@@ -231,3 +232,34 @@ def test_bfloat16_of_a_cast_net_is_near_and_its_logits_are_not_rounded():
     assert found.dtype == torch.float32
     assert not torch.equal(found, found.bfloat16().float())
     assert float((found - exact).norm() / exact.norm()) < 2e-2
+
+
+def test_arguments_with_defaults_keep_them():
+    class Optional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nets.build("convnet2-w8", 3, 16)
+
+        def forward(self, x, scale=None, deep=True):
+            x = self.net(x) if deep else x.mean((2, 3))
+            return x if scale is None else 5 * scale * x
+
+    net, x = Optional().eval(), torch.randn(2, 3, 16, 16)
+    graph = graphs.traced(net)
+    assert [n.op for n in graph.graph.nodes].count("placeholder") == 1
+    assert torch.equal(graph(x), net(x))
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vgg11_bn", "squeezenet1_1", "regnet_y_400mf", "densenet121", "mobilenet_v2", "convnext_tiny"]
+)
+def test_nets_of_torchvision(name):
+    models = package("torchvision").models
+    net = lively(getattr(models, name)(weights=None, num_classes=7))
+    images, masks = torch.randn(1, 3, 96, 96), torch.rand(5, 16) < 0.5
+    found = forwards_of(net, (3, 96, 96), (4, 4), 64)
+    assert (found.split is None) == (name == "convnext_tiny")  # its stem is followed by a layer norm
+    keep = masks.view(5, 1, 4, 4).repeat_interleave(24, 2).repeat_interleave(24, 3)
+    with torch.no_grad():
+        expected = net(images * keep)
+    assert float((found(images, masks, 0.0)[0] - expected).norm() / expected.norm()) < 1e-5
