@@ -36,16 +36,15 @@ def curves(rows: Rows) -> bytes:
         axes.set_title(payoff.replace("_", " "), loc="left", fontweight="bold")
     lines, labels = panels[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False)
-    ticks = {row["budget"] for row in rows if row["kind"] == "design"} | {round(max(row["evaluations"] for row in rows))}
+    ticks: list[int] = []
+    for budget in sorted({row["budget"] for row in rows if row["kind"] == "design"}):
+        if not ticks or budget > 1.3 * ticks[-1]:  # a number of three digits takes so much room
+            ticks.append(budget)
     for axes in panels[-((len(names) + 1) // 2) :]:  # the lower ones; the others share their scale
         axes.set_xlabel("evaluations an image", fontsize=11)
-        axes.set_xticks(sorted(ticks), minor=False)
+        axes.set_xticks(ticks, minor=False)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    lines, labels = panels[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False)
-    for axes in list(panels)[-((len(names) + 1) // 2) :]:
-        axes.set_xlabel("evaluations an image", fontsize=11)
     figure.supylabel("median of |phi - truth|$^2$ / |truth - mean|$^2$", fontsize=11)
     figure.suptitle(_caption(first), fontsize=11)
     buffer = BytesIO()
