@@ -98,7 +98,7 @@ def test_shapley_rivals(race: Any, device: str, net: str, size: int, count: int)
     assert len(coalitions.masks) == EVALUATIONS
     at_once, best = quickest({n: partial(captum, model, images, targets, EVALUATIONS, n) for n in AT_ONCE[device]}, device)
     plain, by_hand = quickest(loops(model, images, targets, coalitions, torch.float32, BATCHES[device], False), device)
-    short, compiled = quickest(loops(model, images, targets, coalitions, SHORT, COMPILED[device], True), device)
+    short, compiled = quickest(loops(model, images, targets, coalitions, SHORT, COMPILED[device], True), device, compiled=True)
     rivals = {
         "captum": partial(captum, model, images, targets, EVALUATIONS, 1),
         "captum batched": best,

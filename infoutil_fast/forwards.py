@@ -129,13 +129,13 @@ class Forwards:
         before = dict(vars(self))
         on_gpu = self.image.device.type == "cuda"
         options: dict[str, Any] = {"mode": "max-autotune"} if on_gpu else {"options": {"freezing": True}}  # the former with CUDA graphs
-        if self.split is None:
-            self.net = torch.compile(self.net, dynamic=False, **options)
-        else:  # no CUDA graph for the front: its maps must outlive the runs of the back
-            self.front = torch.compile(self.front, dynamic=False, **({"mode": "max-autotune-no-cudagraphs"} if on_gpu else options))
-            self.back = torch.compile(self.back, dynamic=False, **options)
         self.compiled = True
         try:
+            if self.split is None:
+                self.net = torch.compile(self.net, dynamic=False, **options)
+            else:  # no CUDA graph for the front: its maps must outlive the runs of the back
+                self.front = torch.compile(self.front, dynamic=False, **({"mode": "max-autotune-no-cudagraphs"} if on_gpu else options))
+                self.back = torch.compile(self.back, dynamic=False, **options)
             self(self.image, torch.ones(coalitions, self._d(), dtype=torch.bool, device=self.image.device), 0.0)
             self.how += "; compiled"
         except (RuntimeError, ImportError) as error:
