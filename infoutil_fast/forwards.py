@@ -19,8 +19,8 @@ from infoutil_fast.types import InputError
 
 log = logging.getLogger(__name__)
 # Forwards at once where memory allows, and bytes of activations where `max_memory` is not given. More would be no faster: on a processor
-# the maps leave its cache (ResNet-18 at 224 px: 32 to 64 forwards were best, ConvNet-3 at 32 px 64 to 128).
-ROWS = {"cpu": 128, "cuda": 2048}
+# the maps leave its cache (ResNet-18 at 224 px: 32 to 64 forwards were best, ConvNet-3 at 32 px 256).
+ROWS = {"cpu": 256, "cuda": 2048}
 MEMORY = {"cpu": 64 << 20, "cuda": 4 << 30}
 PROBE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # relative difference that rounding may make
 
@@ -76,11 +76,13 @@ class Forwards:
             graphs.measure(graph, self.image)
         except (RuntimeError, ValueError, TypeError) as error:
             raise InputError(f"the model cannot take images of shape {list(self.image.shape[1:])}: {_first_line(error)}") from error
+        self.casts = graphs.castable(graph)
+        if self.casts:
+            graphs.save_memory(graph)
         found: Split | str = "reuse is off" if not reuse else "the patches are no grid"
         if reuse and not isinstance(self.patches, Tensor):
             found = split(graph, self.patches, coalitions)
             found = found if isinstance(found, str) else found.to(self.image.device)
-        self.casts = graphs.castable(graph)
         if self.casts:
             graphs.cast(graph, self.dtype)
         self.net = graph

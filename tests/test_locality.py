@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -205,6 +207,31 @@ def test_folding_changes_rounding_only():
     x = torch.randn(3, 3, 16, 16)
     torch.testing.assert_close(graph(x), net(x), rtol=1e-4, atol=1e-4)
     assert any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+
+
+def test_what_is_done_in_place_changes_nothing():
+    class Reused(nn.Module):
+        """Results that something else takes, too, must stay."""
+
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.act = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+
+        def forward(self, x):
+            a = self.one(x)
+            b = self.act(a)
+            c = F.relu(self.two(b))
+            d = self.two(c) + b
+            return (torch.relu(d) + self.two(b) + a + x[:, :1] + self.act(self.one(x) + self.two(c))).mean((2, 3))
+
+    net, x = Reused().eval(), torch.randn(2, 3, 9, 9)
+    graph, before = graphs.traced(net), x.clone()
+    graphs.measure(graph, x[:1])
+    graphs.save_memory(graph)
+    in_place = [n for n in graph.graph.nodes if n.target in (torch.relu_, operator.iadd) or "in_place" in str(n.target)]
+    assert len(in_place) >= 4
+    assert torch.equal(graph(x), net(x))
+    assert torch.equal(x, before)
 
 
 def test_a_batch_norm_that_is_shared_or_after_two_users_is_not_folded():
