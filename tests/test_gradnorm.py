@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision_placeholders import package
 
-from infoutil_fast import gradnorm
+from infoutil_fast import gradrules, ops
 from infoutil_fast.gradnorm import el2n, grad_norms
 from infoutil_fast.nets import build
 from infoutil_fast.types import InputError
@@ -98,7 +98,6 @@ CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "one-sample": (lambda: nn.Conv2d(1, 1, 3, padding=1), (1, 1, 3, 3)),
     "1d": (lambda: nn.Conv1d(4, 6, 5, 2, 3, groups=2), (3, 4, 17)),
     "1d-causal-like": (lambda: nn.Conv1d(3, 4, 2, dilation=5, padding=5), (2, 3, 13)),
-    "3d": (lambda: nn.Conv3d(2, 3, (1, 3, 2), (2, 1, 1), (0, 1, 1)), (2, 2, 3, 4, 5)),
 }
 
 
@@ -107,7 +106,7 @@ CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_convolution_equals_the_definition(name: str, form: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     if form != "chosen":
-        monkeypatch.setattr(gradnorm, "_direct", lambda t, k, o: form == "direct")
+        monkeypatch.setattr(gradrules, "gram_is_cheaper", lambda *sizes: form == "gram")
     make, shape = CONVOLUTIONS[name]
     images = torch.randn(shape)
     with caplog.at_level(logging.INFO):
@@ -154,23 +153,24 @@ def test_embedding_equals_the_definition(options: dict[str, Any]) -> None:
 
 
 def test_the_cheaper_form_is_taken() -> None:
-    assert gradnorm._direct(1024, 27, 128)  # first convolution at 32 px
-    assert not gradnorm._direct(16, 4608, 512)  # last stage of a ResNet-18
-    assert not gradnorm._direct(1, 512, 1000)
+    assert not gradrules.gram_is_cheaper((32, 32), (32, 32), (3, 128), (3, 3), (1, 1))  # first convolution at 32 px
+    assert not gradrules.gram_is_cheaper((32, 32), (32, 32), (64, 64), (3, 3), (1, 1))
+    assert gradrules.gram_is_cheaper((16, 16), (16, 16), (128, 128), (3, 3), (1, 1))
+    assert gradrules.gram_is_cheaper((16, 16), (8, 8), (128, 256), (3, 3), (2, 2))
+    assert gradrules.gram_is_cheaper((7, 7), (7, 7), (512, 512), (3, 3), (1, 1))  # last stage of a ResNet-18 at 224 px
 
 
 def test_memory_bounds_do_not_change_the_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randn(7, 3, 8, 8)
     model = build("convnet2-w5", CLASSES, 8)
     for p in (0, 1, 300, 5000):
-        monkeypatch.setattr(gradnorm, "LAYER_FLOATS", p)
-        monkeypatch.setattr(gradnorm, "BATCH_BYTES", p * 100)
-        assert_norms(model, images)
+        monkeypatch.setattr(gradrules, "TORCH_FLOATS", p)
+        assert_norms(model, images, max_memory=1 + p * 100)
 
 
-@pytest.mark.parametrize("max_batch", [1, 2, 5, 100])
-def test_batches_do_not_change_the_norms(max_batch: int) -> None:
-    assert_norms(build("convnet2-w5-in", CLASSES, 8), torch.randn(5, 3, 8, 8), max_batch=max_batch)
+@pytest.mark.parametrize("max_memory", [1, 100_000, 200_000, 1 << 30])
+def test_batches_do_not_change_the_norms(max_memory: int) -> None:
+    assert_norms(build("convnet2-w5-in", CLASSES, 8), torch.randn(5, 3, 8, 8), max_memory=max_memory)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed", "expanded"])
@@ -359,7 +359,7 @@ def test_last_layer_is_the_part_of_the_last_layer(bias: bool) -> None:
     model[-1] = nn.Linear(20, CLASSES, bias=bias)
     squares = whole_gradients(model, images, targets)
     expected = sum(square for name, square in squares.items() if name.startswith(f"{len(model) - 1}."))
-    norms = grad_norms(model.requires_grad_(False), images, targets, layers="last", max_batch=2)
+    norms = grad_norms(model.requires_grad_(False), images, targets, layers="last", max_memory=1)
     torch.testing.assert_close(norms, expected.sqrt().float(), rtol=2e-5, atol=0)
     with pytest.raises(InputError, match="ends in a linear layer"):
         grad_norms(nn.Sequential(model, nn.Softmax(1)), images, targets, layers="last")
@@ -368,7 +368,7 @@ def test_last_layer_is_the_part_of_the_last_layer(bias: bool) -> None:
 def test_el2n_is_the_distance_to_the_label() -> None:
     model, images, targets = build("convnet2-w5", CLASSES, 8), torch.randn(5, 3, 8, 8), torch.randint(0, CLASSES, (5,))
     expected = (model.eval()(images).double().softmax(1) - F.one_hot(targets, CLASSES)).norm(dim=1)
-    torch.testing.assert_close(el2n(model.train(), images, targets, max_batch=3), expected.float(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(el2n(model.train(), images, targets, max_memory=1), expected.float(), rtol=1e-5, atol=0)
     assert model.training
 
 
@@ -470,15 +470,15 @@ def test_bfloat16_is_summed_in_float32() -> None:
 
 def test_autocast_outside_leaves_the_sums_accurate(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images, targets = build("convnet2-w5", CLASSES, 8), torch.randn(5, 3, 8, 8), torch.randint(0, CLASSES, (5,))
-    product = gradnorm._product
+    wide = ops._wide
 
-    def watched(u: Tensor, g: Tensor) -> Tensor:
-        assert u.dtype == g.dtype == (u.mT @ g).dtype == torch.float32
-        return product(u, g)
+    def watched(t: Tensor) -> Tensor:
+        assert not torch.is_autocast_enabled("cpu")
+        return wide(t)
 
-    monkeypatch.setattr(gradnorm, "_product", watched)
+    monkeypatch.setattr(ops, "_wide", watched)
     with torch.autocast("cpu", torch.bfloat16):
-        norms = grad_norms(model, images, targets)
+        norms = grad_norms(model, images, targets, backend="torch")
     expected = total(whole_gradients(model, images, targets)).float()
     torch.testing.assert_close(norms, expected, rtol=TOLERANCES[torch.bfloat16], atol=0)
 
@@ -495,11 +495,11 @@ def test_what_cannot_be_scored_is_refused_with_its_position() -> None:
     poisoned = images.clone()
     poisoned[[2, 4], 0, 0, 0] = torch.nan
     with pytest.raises(InputError, match=r"positions \[2\]"):
-        grad_norms(model, poisoned, targets, max_batch=2)
+        grad_norms(model, poisoned, targets, max_memory=1)
     with pytest.raises(InputError, match=r"positions \[2, 4\]"):
         el2n(model, poisoned, targets)
     with pytest.raises(InputError, match="target -1 at position 3; possible: 0 to 6"):
-        grad_norms(model, images, torch.tensor([0, 1, 2, -1, 0]), max_batch=2)
+        grad_norms(model, images, torch.tensor([0, 1, 2, -1, 0]), max_memory=1)
     with pytest.raises(InputError, match="5 images need 5 integer targets"):
         grad_norms(model, images, targets[:4])
     with pytest.raises(InputError, match="5 integer targets, not torch"):
@@ -508,8 +508,12 @@ def test_what_cannot_be_scored_is_refused_with_its_position() -> None:
         grad_norms(nn.Conv2d(3, 5, 1), images, targets)
     with pytest.raises(InputError, match="possible: 'all', 'last'"):
         grad_norms(model, images, targets, layers="first")
-    with pytest.raises(InputError, match="at least 1"):
-        grad_norms(model, images, targets, max_batch=0)
+    with pytest.raises(InputError, match="at least 1 byte"):
+        grad_norms(model, images, targets, max_memory=0)
+    with pytest.raises(InputError, match=r"dtype torch.float64 is not possible: float32, bfloat16, float16 or None"):
+        grad_norms(model, images, targets, dtype=torch.float64)
+    with pytest.raises(InputError, match=r"on cpu runs \('torch',.*\), not 'triton'"):
+        grad_norms(model, images, targets, backend="triton")
     with pytest.raises(InputError, match="batch norm '1' has no running statistics"):
         grad_norms(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)), images, targets)
 

@@ -14,7 +14,7 @@ bench info demo
 pipeline evaluate report ondisk
 methods
 experts selection utility
-shapley gradnorm influence windows train store locality teacher
+shapley gradnorm gradrules influence windows train store locality teacher
 ops
 kernels
 dispatch device data nets zoo augment recipes
