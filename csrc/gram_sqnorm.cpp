@@ -15,6 +15,7 @@ struct Shift {
 struct Part {
     Two at;
     std::vector<Shift> shifts;  // output position + shift = position in this part
+    int64_t least = 0, most = 0, down = 0;  // horizontal shifts, and the largest vertical one
 };
 
 int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
@@ -27,48 +28,51 @@ std::vector<Part> parts(const Conv &conv) {
             const Shift shift{floor_div(y, conv.stride[0]), floor_div(x, conv.stride[1])};
             const Two at{y - shift.y * conv.stride[0], x - shift.x * conv.stride[1]};
             auto part = std::find_if(found.begin(), found.end(), [&](const Part &p) { return p.at == at; });
-            if (part == found.end()) part = found.insert(part, Part{at, {}});
+            if (part == found.end()) part = found.insert(part, Part{at});
             part->shifts.push_back(shift);
+            part->least = std::min(part->least, shift.x), part->most = std::max(part->most, shift.x), part->down = std::max(part->down, shift.y);
         }
     return found;
 }
 
-// Gram matrix [p, p] of the pixels stride * (i, j) + at, i < rows, j < width, that lie in the image; zeros elsewhere.
-void gram(const Tiles &tiles, const Pixels &from, int64_t n, Two stride, Two at, int64_t rows, int64_t width, std::vector<float> &packed,
-          std::vector<float> &k) {
-    const int64_t p = up(rows * width, 4), words = up(from.half ? (from.C + 1) / 2 : from.C, LANES);
-    packed.assign(p * words, 0.0f);
-    k.resize(p * p);
-    for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < width; ++j) {
-            float *to = packed.data() + (i * width + j) * words;
-            const int64_t y = i * stride[0] + at[0], x = j * stride[1] + at[1];
-            from.half ? from.copy(n, y, x, 0, from.C, reinterpret_cast<uint16_t *>(to)) : from.copy(n, y, x, 0, from.C, to);
-        }
-    tiles.gram(from.half, packed.data(), p, words, width, k.data());
-}
+// A Gram matrix: a row for each grid position, of `pitch` words with zeros behind the last position.
+struct Gram {
+    int64_t pitch = 0;
+    std::vector<float> packed, values;
 
-// The sum over `shifts` of G[t, s] K[t + d, s + d]: rows of `width`, `rows` of them in K and `outs` in G.
-double shifted(const Tiles &tiles, const std::vector<float> &k, const std::vector<float> &g, int64_t rows, int64_t outs, int64_t width,
-               int64_t inside, const std::vector<Shift> &shifts) {
-    const int64_t pk = up(rows * width, 4), pg = up(outs * width, 4), end = outs * width;
-    std::vector<float> keep(end), row(end);
+    // Of the pixels stride * (i, j) + at, i < rows, j < width, zeros outside the image; `beyond` positions behind them are readable.
+    void fill(const Tiles &tiles, const Pixels &from, int64_t n, Two stride, Two at, int64_t rows, int64_t width, int64_t beyond) {
+        const int64_t p = up(rows * width, 4), words = up(from.half ? (from.C + 1) / 2 : from.C, LANES);
+        pitch = up(p + beyond, LANES) + LANES;
+        packed.assign(p * words, 0.0f);
+        values.assign(p * pitch + LANES, 0.0f);
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t j = 0; j < width; ++j) {
+                float *to = packed.data() + (i * width + j) * words;
+                const int64_t y = i * stride[0] + at[0], x = j * stride[1] + at[1];
+                from.half ? from.copy(n, y, x, 0, from.C, reinterpret_cast<uint16_t *>(to)) : from.copy(n, y, x, 0, from.C, to);
+            }
+        tiles.gram(from.half, packed.data(), p, words, width, values.data(), pitch);
+    }
+};
+
+// The sum over the part's shifts d of G[t, s] K[t + d, s + d]; both grids are `width` wide, K's has `rows` rows, G's `outs` x `inside` positions.
+double shifted(const Tiles &tiles, const Gram &k, const Gram &g, int64_t rows, int64_t outs, int64_t width, int64_t inside, const Part &part) {
+    const int64_t end = outs * width;
+    std::vector<float> keep(up(end, LANES) + LANES);
+    std::vector<const float *> from;
     double sum = 0;
-    std::vector<int64_t> xs;
-    for (const Shift &d : shifts)
-        if (std::find(xs.begin(), xs.end(), d.x) == xs.end()) xs.push_back(d.x);
-    for (const int64_t dx : xs) {
+    for (int64_t dx = part.least; dx <= part.most; ++dx) {
         for (int64_t s = 0; s < end; ++s) keep[s] = s % width < inside && s % width + dx >= 0 && s % width + dx < width ? 2.0f : 0.0f;
-        for (int64_t t = 0; t < end; ++t) {
-            if (keep[t] == 0) continue;
-            const int64_t ty = t / width, first = ty * width;
-            tiles.multiply(g.data() + t * pg + first, keep.data() + first, end - first, row.data() + first);
-            for (int64_t s = first; s < first + width; ++s) row[s] *= 0.5f;  // the diagonal counts once
-            for (const Shift &d : shifts) {
-                if (d.x != dx || ty + d.y < 0 || ty + d.y >= rows) continue;
-                const int64_t last = std::min(end, (rows - d.y) * width), by = d.y * width + dx;
-                const int64_t low = std::max(first + std::max<int64_t>(-dx, 0), -by), high = std::min(last, pk - by);  // the rest has weight 0
-                sum += tiles.dot(row.data() + low, k.data() + (t + by) * pk + low + by, high - low);
+        for (int64_t ty = 0; ty < outs; ++ty) {
+            const int64_t first = ty * width, low = first + std::max<int64_t>(-dx, 0);
+            for (int64_t s = first; s < first + width; ++s) keep[s] *= 0.5f;  // both orders of two positions in one row are formed
+            for (int64_t t = first; t < first + width; ++t) {
+                if (keep[t] == 0) continue;
+                from.clear();
+                for (const Shift &d : part.shifts)
+                    if (d.x == dx && ty + d.y >= 0 && ty + d.y < rows) from.push_back(k.values.data() + (t + d.y * width + dx) * (k.pitch + 1) + low - t);
+                sum += tiles.correlate(g.values.data() + t * g.pitch + low, keep.data() + low, from.data(), int64_t(from.size()), end - low);
             }
         }
     }
@@ -79,14 +83,15 @@ double shifted(const Tiles &tiles, const std::vector<float> &k, const std::vecto
 
 double gram_square(const Pixels &x, const Pixels &g, const Conv &conv, int64_t n) {
     const Tiles &tiles = fastest_tiles();
-    std::vector<float> packed, pixels, grads;
+    Gram pixels, grads;
     const int64_t across = (x.W + conv.stride[1] - 1) / conv.stride[1], width = std::max(across, g.W);
     const int64_t rows = (x.H + conv.stride[0] - 1) / conv.stride[0];
-    gram(tiles, g, n, {1, 1}, {0, 0}, g.H, width, packed, grads);
+    grads.fill(tiles, g, n, {1, 1}, {0, 0}, g.H, width, 0);
     double sum = 0;
     for (const Part &part : parts(conv)) {
-        gram(tiles, x, n, conv.stride, part.at, rows, width, packed, pixels);
-        sum += shifted(tiles, pixels, grads, rows, g.H, width, g.W, part.shifts);
+        const int64_t beyond = std::max<int64_t>(g.H + part.down - rows, 0) * width + std::max<int64_t>(part.most, 0);
+        pixels.fill(tiles, x, n, conv.stride, part.at, rows, width, beyond);
+        sum += shifted(tiles, pixels, grads, rows, g.H, width, g.W, part);
     }
     return std::max(sum, 0.0);
 }

@@ -122,20 +122,20 @@ template <class Dot> INLINE void inner(const float *left, const float *right, in
     for (int i = 0; i < 4; ++i) std::memcpy(k + i * p, reinterpret_cast<const char *>(sum) + 16 * i, 16);
 }
 
-template <class Dot> void gram_of(const float *rows, int64_t p, int64_t words, int64_t width, float *k) {
+template <class Dot> void gram_of(const float *rows, int64_t p, int64_t words, int64_t width, float *k, int64_t pitch) {
     const int64_t some = 4 * (6144 / words / 4 > 1 ? 6144 / words / 4 : 1);  // rows on the right that stay in the first cache
     for (int64_t r0 = 0; r0 < p; r0 += some)
         for (int64_t q = 0; q < p; q += 4) {
             const int64_t first = (q - q % width) / 4 * 4, end = r0 + some < p ? r0 + some : p;
-            for (int64_t r = first > r0 ? first : r0; r < end; r += 4) inner<Dot>(rows + q * words, rows + r * words, words, k + q * p + r, p);
+            for (int64_t r = first > r0 ? first : r0; r < end; r += 4) inner<Dot>(rows + q * words, rows + r * words, words, k + q * pitch + r, pitch);
         }
 }
 
-void gram(bool half, const float *rows, int64_t p, int64_t words, int64_t width, float *k) {
-    half ? gram_of<Pair>(rows, p, words, width, k) : gram_of<Single>(rows, p, words, width, k);
+void gram(bool half, const float *rows, int64_t p, int64_t words, int64_t width, float *k, int64_t pitch) {
+    half ? gram_of<Pair>(rows, p, words, width, k, pitch) : gram_of<Single>(rows, p, words, width, k, pitch);
 }
 
-double dot(const float *a, const float *b, int64_t n) {
+INLINE double dot(const float *a, const float *b, int64_t n) {
     Lanes sum[2] = {};
     int64_t i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
@@ -157,8 +157,20 @@ void interleave(const uint16_t *low, const uint16_t *high, int64_t n, uint32_t *
     for (int64_t i = 0; i < n; ++i) to[i] = low[i] | uint32_t(high[i]) << 16;
 }
 
-void multiply(const float *a, const float *b, int64_t n, float *__restrict to) {
-    for (int64_t i = 0; i < n; ++i) to[i] = a[i] * b[i];
+template <int J> INLINE float correlate_of(const float *g, const float *keep, const float *const *k, int64_t n) {
+    Lanes sum[J] = {};
+    for (int64_t i = 0; i < n; i += LANES) {
+        const Lanes kept = load(g + i) * load(keep + i);
+        for (int j = 0; j < J; ++j) sum[j] += kept * load(k[j] + i);
+    }
+    for (int j = 1; j < J; ++j) sum[0] += sum[j];
+    return total(sum[0]);
+}
+
+float correlate(const float *g, const float *keep, const float *const *k, int64_t count, int64_t n) {
+    float sum = 0;
+    for (; count >= 3; count -= 3, k += 3) sum += correlate_of<3>(g, keep, k, n);
+    return sum + (count == 2 ? correlate_of<2>(g, keep, k, n) : count == 1 ? correlate_of<1>(g, keep, k, n) : 0.0f);
 }
 
 INLINE float widened(float x) { return x; }
@@ -185,5 +197,5 @@ void centred(bool half, const void *x, const void *g, const float *mean, int64_t
 
 }  // namespace
 
-extern const Tiles tiles = {products, gram, squares, dot, multiply, centred, interleave};
+extern const Tiles tiles = {products, gram, correlate, squares, centred, interleave};
 }  // namespace TILES

@@ -76,8 +76,14 @@ def _planes(x: Tensor) -> Tensor:
     return (x.unsqueeze(2) if x.ndim == 3 else x).contiguous(memory_format=torch.channels_last)
 
 
+def _two(shape: torch.Size) -> Two:
+    return shape[2], shape[3]
+
+
 def _conv(layer: Any, x: Tensor, g: Tensor, own: Collection[str], backend: str) -> Tensor:
-    total = _sum_sqnorm(g, tuple(range(2, g.ndim))) if "bias" in own else g.new_zeros(len(g), dtype=_wide(g[:0]).dtype)
+    total = g.new_zeros(len(g), dtype=_wide(g[:0]).dtype)
+    if "bias" in own:  # the sums of g, narrow numbers summed in float32 without a copy
+        total += _scaled(g, g, total.new_zeros(g.shape[1]), total.new_zeros(g.shape[1]), own, backend)
     if "weight" not in own:
         return total
     padding = layer.padding
@@ -87,7 +93,7 @@ def _conv(layer: Any, x: Tensor, g: Tensor, own: Collection[str], backend: str) 
     x, g = _planes(x), _planes(g)
     kernel, stride, dilation = ((1, *n)[-2:] for n in (layer.kernel_size, layer.stride, layer.dilation))
     padding = (0, *padding)[-2:]
-    size, positions, channels = x.shape[2:], g.shape[2:], (x.shape[1], g.shape[1])
+    size, positions, channels = _two(x.shape), _two(g.shape), (x.shape[1], g.shape[1])
     if layer.groups == 1 and gram_is_cheaper(size, positions, channels, kernel, stride):
         floats = prod(n + 2 * p for n, p in zip(size, padding, strict=True)) ** 2 + 2 * prod(positions) ** 2
         return total + _in_parts(gram_sqnorm, x, g, floats, backend, kernel, stride, padding, dilation)

@@ -190,7 +190,8 @@ def _check_channels(x: Tensor, g: Tensor, mean: Tensor) -> None:
 def channel_sums(x: Tensor, g: Tensor, mean: Tensor, *, backend: str = "auto") -> Tensor:
     """Sums over the positions of (x - mean) g and of g: what the weight and bias gradients of a batch norm are made of.
 
-    `x` and `g` [N, C, H, W] of one dtype, `mean` [C] float32 or float64; [N, 2, C] float32, float64 for float64. "torch" or, on a CPU, "cpp".
+    `x` and `g` [N, C, H, W] of one dtype, `mean` [C] float32 or float64; [N, 2, C] float32, float64 for float64.
+    Backends: "torch" and, on a CPU, "cpp".
     """
     centred = _wide(x) - mean.to(_wide(x).dtype)[:, None, None]
     return torch.stack([(centred * _wide(g)).sum((2, 3)), _wide(g).sum((2, 3))], 1)
