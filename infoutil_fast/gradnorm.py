@@ -52,10 +52,10 @@ def grad_norms(
     """
     if layers not in ("all", "last"):
         raise InputError(f"layers={layers!r} is not known; possible: 'all', 'last'")
-    with _ready(model, images, targets, dtype, max_memory):
-        alone, batch = _probe(model, images[:1], dtype, max_memory or MEMORY)
+    with ready(model, images, targets, dtype, max_memory):
+        alone, batch = probe(model, images[:1], dtype, max_memory or MEMORY)
         step = partial(_all_layers, alone=alone, backend=backend) if layers == "all" else _last_layer
-        squares = _scan(partial(step, model, loss, dtype), images, targets, batch)
+        squares = scan(partial(step, model, loss, dtype), images, targets, batch)
     norms = sum(squares.values(), images.new_zeros(len(images), dtype=torch.float64)).sqrt().float()
     return (norms, squares) if per_layer else norms
 
@@ -65,9 +65,9 @@ def el2n(model: nn.Module, images: Tensor, targets: Tensor, *, dtype: torch.dtyp
 
     Arguments and errors as `grad_norms`.
     """
-    with _ready(model, images, targets, dtype, max_memory), torch.no_grad():
-        batch = _probe(model, images[:1], dtype, max_memory or MEMORY)[1]
-        squares = _scan(lambda x, y, i: {"": _logit_grad(_forward(model, x, dtype), y, None, i).square().sum(1)}, images, targets, batch)
+    with ready(model, images, targets, dtype, max_memory), torch.no_grad():
+        batch = probe(model, images[:1], dtype, max_memory or MEMORY)[1]
+        squares = scan(lambda x, y, i: {"": loss_gradients(_forward(model, x, dtype), y, None, i).square().sum(1)}, images, targets, batch)
     return squares[""].sqrt().float() if squares else images.new_zeros(0, dtype=torch.float32)
 
 
@@ -86,7 +86,7 @@ def grand(models: Iterable[nn.Module], images: Tensor, targets: Tensor, **option
 
 
 @contextmanager
-def _ready(model: nn.Module, images: Tensor, targets: Tensor, dtype: torch.dtype | None, max_memory: int | None) -> Iterator[None]:
+def ready(model: nn.Module, images: Tensor, targets: Tensor, dtype: torch.dtype | None, max_memory: int | None) -> Iterator[None]:
     """Check what can be checked before a forward; eval mode and autograd on within."""
     if targets.shape != images.shape[:1] or targets.is_floating_point():
         raise InputError(f"{len(images)} images need {len(images)} integer targets, not {targets.dtype} {list(targets.shape)}")
@@ -101,7 +101,7 @@ def _ready(model: nn.Module, images: Tensor, targets: Tensor, dtype: torch.dtype
         yield
 
 
-def _scan(step: Callable[[Tensor, Tensor, int], Squares], images: Tensor, targets: Tensor, batch: int) -> Squares:
+def scan(step: Callable[[Tensor, Tensor, int], Squares], images: Tensor, targets: Tensor, batch: int) -> Squares:
     squares: Squares = {}
     for start in range(0, len(images), batch):
         rows = slice(start, start + batch)
@@ -119,7 +119,7 @@ def _forward(model: Callable[..., Any], x: Tensor, dtype: torch.dtype | None) ->
         return model(x)
 
 
-def _logit_grad(logits: Tensor, targets: Tensor, loss: Loss | None, start: int) -> Tensor:
+def loss_gradients(logits: Tensor, targets: Tensor, loss: Loss | None, start: int) -> Tensor:
     """Gradient [n, C] of the losses in float64: in float32 p - y cancels where the net is confident."""
     n = len(targets)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n:
@@ -155,7 +155,7 @@ class _Call:
     def take(self, backend: str, g: Tensor) -> None:
         """The norm from the output's gradient, then let go of the input."""
         if self.own and self.x is not None:
-            with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
+            with torch.no_grad():
                 self.square = layer_sqnorm(self.layer, self.x, g, self.own, backend)
         self.x = None
 
@@ -190,7 +190,7 @@ def _recording(
             h.remove()
 
 
-def _probe(model: nn.Module, image: Tensor, dtype: torch.dtype | None, memory: int) -> tuple[set[str], int]:
+def probe(model: nn.Module, image: Tensor, dtype: torch.dtype | None, memory: int) -> tuple[set[str], int]:
     """From a forward of one sample: the layers whose inputs' first dimension counts samples, and how many samples to take at once."""
     with _recording(model, has_rule) as (calls, _), torch.no_grad():
         if len(image):
@@ -202,7 +202,7 @@ def _probe(model: nn.Module, image: Tensor, dtype: torch.dtype | None, memory: i
 def _last_layer(model: nn.Module, loss: Loss | None, dtype: torch.dtype | None, x: Tensor, y: Tensor, start: int) -> Squares:
     with _recording(model, lambda m: isinstance(m, nn.Linear)) as (calls, _), torch.no_grad():
         logits = _forward(model, x, dtype)
-    g = _logit_grad(logits, y, loss, start)
+    g = loss_gradients(logits, y, loss, start)
     last = calls[-1] if calls else None
     if last is None or last.x is None or last.out is None or last.x.ndim != 2 or not torch.equal(last.out, logits):
         raise InputError("layers='last' needs a model that ends in a linear layer; layers='all' takes any model")
@@ -214,7 +214,7 @@ def _all_layers(
 ) -> Squares:
     with _recording(model, has_rule, backend) as (calls, ends):
         logits = _forward(model, x.clone(), dtype)
-    g = _logit_grad(logits, y, loss, start)
+    g = loss_gradients(logits, y, loss, start)
     if not logits.requires_grad:
         raise InputError("the logits carry no gradient: the forward runs without autograd, or uses no parameter that requires one")
     size = g.abs().amax(1)  # [n]; the backward runs on g / size, so that no sample underflows
@@ -225,7 +225,8 @@ def _all_layers(
             own = {k for k, p in c.layer.named_parameters(recurse=False) if uses[p] == 2}
             c.own = own if own <= {"weight", "bias"} else set()
     if ends:  # only gradients of layer outputs are propagated: down to the layers that come first, none of weights
-        torch.autograd.grad(logits, ends, unit, allow_unused=True)
+        with torch.autocast(x.device.type, enabled=False):
+            torch.autograd.grad(logits, ends, unit, allow_unused=True)
     squares = {c.name: c.square for c in calls if c.square is not None}
     covered = {id(p) for c in calls if c.square is not None for k, p in c.layer.named_parameters(recurse=False) if k in c.own}
     left = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in covered}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision_placeholders import package
 
-from infoutil_fast import gradrules, ops
-from infoutil_fast.gradnorm import el2n, grad_norms
+from infoutil_fast import dispatch, gradrules, ops
+from infoutil_fast.gradnorm import el2n, grad_norms, grand
 from infoutil_fast.nets import build
 from infoutil_fast.types import InputError
 
@@ -370,6 +371,57 @@ def test_el2n_is_the_distance_to_the_label() -> None:
     expected = (model.eval()(images).double().softmax(1) - F.one_hot(targets, CLASSES)).norm(dim=1)
     torch.testing.assert_close(el2n(model.train(), images, targets, max_memory=1), expected.float(), rtol=1e-5, atol=0)
     assert model.training
+
+
+def test_grand_is_the_mean_over_nets() -> None:
+    nets = [build("convnet2-w5", CLASSES, 8) for _ in range(3)]
+    images, targets = torch.randn(5, 3, 8, 8), torch.randint(0, CLASSES, (5,))
+    expected = torch.stack([total(whole_gradients(net, images, targets)) for net in nets]).mean(0)
+    torch.testing.assert_close(grand(iter(nets), images, targets, max_memory=1), expected.float(), rtol=2e-5, atol=0)
+    with pytest.raises(InputError, match="at least one net"):
+        grand([], images, targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_dtype_is_that_of_the_forward(dtype: torch.dtype) -> None:
+    seen = []
+    model, images, targets = build("convnet2-w16", CLASSES, 8), torch.randn(5, 3, 8, 8), torch.randint(0, CLASSES, (5,))
+    model[0].register_forward_hook(lambda m, args, out: seen.append(out.dtype))
+    expected = total(whole_gradients(model, images, targets))
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):  # what is asked for goes before what is outside
+        error = (grad_norms(model, images, targets, dtype=dtype) / expected - 1).abs().max()
+    assert set(seen) == {dtype}
+    assert error < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
+def test_backends_agree(backend: str) -> None:
+    if dispatch.missing(backend):
+        pytest.skip(str(dispatch.missing(backend)))
+    for name, size in (("convnet3-w16", 16), ("resnet10", 33)):
+        assert_norms(build(name, CLASSES, size), torch.randn(3, 3, size, size), (torch.float32,), backend=backend)
+
+
+def test_the_same_input_gives_the_same_bits() -> None:
+    model, images, targets = build("resnet10-small", CLASSES, 16), torch.randn(7, 3, 16, 16), torch.randint(0, CLASSES, (7,))
+    assert torch.equal(grad_norms(model, images, targets), grad_norms(model, images, targets))
+
+
+def test_one_weight_used_twice_under_autocast_counts_once() -> None:
+    model, images, targets = Twisted("functional"), torch.randn(3, 3, 5, 7), torch.randint(0, CLASSES, (3,))
+    expected = total(whole_gradients(model, images, targets)).float()
+    torch.testing.assert_close(grad_norms(model, images, targets, dtype=torch.bfloat16), expected, rtol=TOLERANCES[torch.bfloat16], atol=0)
+
+
+def test_a_graph_is_let_go_of() -> None:
+    model, images, targets = build("convnet2-w5", CLASSES, 8), torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
+    held = []
+    model[0].register_forward_hook(lambda m, args, out: held.append(weakref.ref(out)))
+    grad_norms(model, images, targets)
+    with pytest.raises(InputError):
+        grad_norms(model, images, targets + CLASSES)
+    assert all(ref() is None for ref in held)
 
 
 def test_own_loss() -> None:
