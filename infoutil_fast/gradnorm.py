@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, grad, vmap
@@ -199,10 +200,23 @@ def probe(model: nn.Module, image: Tensor, dtype: torch.dtype | None, memory: in
     return {c.name for c in calls if c.x is not None and len(c.x) == 1}, max(1, min(256, memory // (3 * held + 1)))
 
 
+def _unrounded(logits: Tensor, calls: list[_Call]) -> Tensor:
+    """The logits in float32 where the last layer gave them in a narrow type: by that p - y loses more digits than by all before."""
+    last = calls[-1] if calls and isinstance(logits, Tensor) and logits.dtype in (torch.bfloat16, torch.float16) else None
+    if last is None or not isinstance(last.layer, nn.Linear) or last.x is None:
+        return logits
+    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        weight, bias = last.layer.weight, last.layer.bias
+        rounded = [t if t is None else t.to(logits.dtype) for t in (last.x, weight, bias)]
+        if not torch.equal(F.linear(*rounded), logits):  # something follows the layer
+            return logits
+        return F.linear(rounded[0].float(), rounded[1].float(), None if bias is None else bias.float())
+
+
 def _last_layer(model: nn.Module, loss: Loss | None, dtype: torch.dtype | None, x: Tensor, y: Tensor, start: int) -> Squares:
     with _recording(model, lambda m: isinstance(m, nn.Linear)) as (calls, _), torch.no_grad():
         logits = _forward(model, x, dtype)
-    g = loss_gradients(logits, y, loss, start)
+    g = loss_gradients(_unrounded(logits, calls), y, loss, start)
     last = calls[-1] if calls else None
     if last is None or last.x is None or last.out is None or last.x.ndim != 2 or not torch.equal(last.out, logits):
         raise InputError("layers='last' needs a model that ends in a linear layer; layers='all' takes any model")
@@ -214,7 +228,7 @@ def _all_layers(
 ) -> Squares:
     with _recording(model, has_rule, backend) as (calls, ends):
         logits = _forward(model, x.clone(), dtype)
-    g = loss_gradients(logits, y, loss, start)
+    g = loss_gradients(_unrounded(logits, calls), y, loss, start)
     if not logits.requires_grad:
         raise InputError("the logits carry no gradient: the forward runs without autograd, or uses no parameter that requires one")
     size = g.abs().amax(1)  # [n]; the backward runs on g / size, so that no sample underflows

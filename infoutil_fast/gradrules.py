@@ -36,7 +36,7 @@ def gram_is_cheaper(size: Two, positions: Two, channels: Two, kernel: Two, strid
     """Whether pixel Grams beat ||G'U||^2, for an input of `size` pixels and (in, out) channels; in multiply-adds.
 
     Half of each Gram is formed, one for each place of the kernel's offsets within the stride; the shifted sum of products costs as much
-    as ten multiply-adds an element and offset. The two constants are fitted: bench/bench_gram_sqnorm.py.
+    as ten multiply-adds an element and offset. The two constants are fitted: bench/bench_conv_grad_sqnorm.py.
     """
     t, taps = prod(positions), prod(kernel)
     pixels = prod(-(-n // s) for n, s in zip(size, stride, strict=True))

@@ -395,6 +395,16 @@ def test_dtype_is_that_of_the_forward(dtype: torch.dtype) -> None:
     assert error < TOLERANCES[dtype]
 
 
+@pytest.mark.parametrize("layers", ["all", "last"])
+def test_logits_are_not_rounded_under_autocast(layers: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES))
+    for p in model.parameters():
+        p.data = torch.randn_like(p).bfloat16().float()  # nothing but the logits, of size 10, could be rounded
+    images, targets = torch.randn(40, 3, 8, 8).bfloat16().float(), torch.randint(0, CLASSES, (40,))
+    expected = total(whole_gradients(model, images, targets)).float()
+    torch.testing.assert_close(grad_norms(model, images, targets, layers=layers, dtype=torch.bfloat16), expected, rtol=4e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("backend", ["torch", "cpp"])
 def test_backends_agree(backend: str) -> None:
     if dispatch.missing(backend):
@@ -570,7 +580,19 @@ def test_what_cannot_be_scored_is_refused_with_its_position() -> None:
         grad_norms(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)), images, targets)
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x0_5"])
+NETS = {"mobilenet_v2": 32, "shufflenet_v2_x0_5": 32, "vgg11": 32, "resnet50": 32, "convnext_tiny": 32, "swin_v2_t": 64}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap of some ops
+@pytest.mark.parametrize("name", NETS)
 def test_torchvision_net(name: str) -> None:
     model = getattr(package("torchvision.models"), name)(num_classes=CLASSES)
-    assert_norms(model, torch.randn(2, 3, 32, 32))
+    if name == "vgg11":
+        model.classifier = nn.Linear(25088, CLASSES)  # its own has 120 million parameters
+    assert_norms(model, torch.randn(2, 3, NETS[name], NETS[name]), (torch.float32,))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_timm_vision_transformer() -> None:
+    model = package("timm").create_model("vit_tiny_patch16_224", num_classes=CLASSES, img_size=32)
+    assert_norms(model, torch.randn(2, 3, 32, 32), (torch.float32,))
