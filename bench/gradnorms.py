@@ -138,17 +138,17 @@ def versions(spec: str, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
 def peak(spec: str, dtype: torch.dtype, name: str) -> None:
     """Print how much one call adds to what the process holds, in MiB."""
     call = versions(spec, dtype)[name]
-    call()  # what is set up once does not count
-    reset_peak(CPU)
+    reset_peak(CPU)  # no call before: what one has freed would count as held already
     before = peak_bytes(CPU)
     call()
     print((peak_bytes(CPU) - before) >> 20)
 
 
-def measure(spec: str, dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
+def measure(spec: str, dtype: torch.dtype, rounds: int, only: list[str] | None) -> list[dict[str, Any]]:
     calls = versions(spec, dtype)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     ours = calls["ours"]()
+    calls = {name: call for name, call in calls.items() if not only or name in ("plain", *only)}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for name in [*calls]:
         try:
             got = calls[name]()
@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", nargs="+", help="versions to run besides the baseline of each")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -196,7 +197,7 @@ def main() -> None:
     keep_freed_memory()
     for spec in args.cases:
         for dtype in args.dtypes:
-            rows = measure(spec, getattr(torch, dtype), args.rounds)
+            rows = measure(spec, getattr(torch, dtype), args.rounds, args.only)
             if args.record:
                 append("cpu", rows)
     return None

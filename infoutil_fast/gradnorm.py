@@ -104,7 +104,8 @@ def ready(model: nn.Module, images: Tensor, targets: Tensor, dtype: torch.dtype 
 
 def scan(step: Callable[[Tensor, Tensor, int], Squares], images: Tensor, targets: Tensor, batch: int) -> Squares:
     squares: Squares = {}
-    for start in range(0, len(images), batch):
+    batch = -(-len(images) // max(1, -(-len(images) // batch)))  # as many batches, of one size
+    for start in range(0, len(images), max(1, batch)):
         rows = slice(start, start + batch)
         y = targets[rows].to(images.device, torch.int64, copy=True)
         for name, square in step(images[rows].detach().clone(), y, start).items():

