@@ -49,12 +49,14 @@ def accelerated(
     cpu: Literal["torch", "cpp"] = "torch",
     cuda: Literal["torch", "triton"] = "torch",
     check: Callable[..., None] | None = None,
+    dtypes: tuple[torch.dtype, ...] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate the torch body of an op: calls go to the fastest version that is installed, or to the one that `backend=` names.
 
     `cpu` and `cuda` name the version that the benchmark found fastest there ("torch" where there is no other); other devices run the body.
     `check` gets the op's arguments by name before any version sees them and raises `InputError`. The first argument is a tensor and its
-    device decides; a keyword `backend` must be in the body's signature and is taken out here. Ops carry no gradient.
+    device decides; a keyword `backend` must be in the body's signature and is taken out here. Ops carry no gradient. Where the first
+    argument is not of `dtypes`, only the body runs.
 
     Raises `InputError` when the backend asked for by name cannot run on that device or is not installed.
     """
@@ -66,6 +68,12 @@ def accelerated(
         first = next(iter(signature.parameters))
         call: Callable[..., R] = body
 
+        def choose(tensor: torch.Tensor, asked: str) -> str:
+            device = tensor.device.type
+            known = dtypes is None or tensor.dtype in dtypes
+            where = device if known else f"{device} in {str(tensor.dtype).removeprefix('torch.')}"
+            return _choose(f"{name} on {where}", device, asked, fastest.get(device, "torch") if known else "torch")
+
         @functools.wraps(body)
         def op(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = signature.bind(*args, **kwargs)
@@ -74,8 +82,7 @@ def accelerated(
             asked = given.pop("backend")
             if check is not None:
                 check(**given)
-            device = given[first].device.type
-            version = _choose(name, device, asked, fastest.get(device, "torch"))
+            version = choose(given[first], asked)
             with torch.no_grad():
                 if version == "torch":
                     return call(**given)
@@ -83,12 +90,18 @@ def accelerated(
                     return getattr(importlib.import_module(f"infoutil_fast.kernels.{name}"), name)(**given)
                 return _call_cpp(name, given)
 
+        op.__dict__["choose"] = choose
         return op
 
     return decorate
 
 
-def _choose(name: str, device: str, asked: str, fastest: str) -> str:
+def version(op: Callable[..., Any], tensor: torch.Tensor, backend: str = "auto") -> str:
+    """Which version of `op` a call with this first argument runs. Raises `InputError` as the call does."""
+    return op.__dict__["choose"](tensor, backend)
+
+
+def _choose(what: str, device: str, asked: str, fastest: str) -> str:
     """The version to run: "torch", "triton" or "cpp"."""
     can = available(device) if fastest != "torch" else {"torch": None}
     if asked == "auto":
@@ -97,7 +110,7 @@ def _choose(name: str, device: str, asked: str, fastest: str) -> str:
         return asked
     runs = tuple(backend for backend, reason in can.items() if reason is None)
     why = f": {can[asked]}" if can.get(asked) else ""
-    raise InputError(f"{name} on {device} runs {runs}, not {asked!r}{why}")
+    raise InputError(f"{what} runs {runs}, not {asked!r}{why}")
 
 
 def _call_cpp(name: str, given: dict[str, Any]) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +17,13 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 
 from infoutil_fast.device import evaluating
+from infoutil_fast.gradrules import TORCH_FLOATS, has_rule, layer_sqnorm
 from infoutil_fast.types import InputError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Squares = dict[str, Tensor]  # layer or parameter name -> squared norms [n] float64
 
-LAYER_FLOATS = 1 << 22  # work space of one layer: 16 MiB of float32
-BATCH_BYTES = 1 << 29  # activations of one batch and their gradients
+MEMORY = 1 << 29  # bytes: activations of one batch and their gradients
 log = logging.getLogger(__name__)
 
 
@@ -34,43 +35,66 @@ def grad_norms(
     loss: Loss | None = None,
     layers: str = "all",
     per_layer: bool = False,
-    max_batch: int | None = None,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    max_memory: int | None = None,
 ) -> Any:
     """L2 norm of each sample's loss gradient over all parameters that require one, the model in eval mode: float32 [N].
 
     `images` [N, C, H, W] normalised, `targets` [N] int64. `loss(logits [n, C] float64, targets [n]) -> [n]` must keep samples apart;
     default cross-entropy. `layers="last"` is forward only: the last linear layer, ||p - y||^2 (||h||^2 + 1).
     `per_layer` also returns a dict from layer (or parameter) name to squared norms, float64 [N].
+    `dtype` bfloat16 or float16 runs the model under autocast, float32 without it; by default as the caller has it.
+    `backend` is that of the ops: "auto", "torch", "triton" (CUDA) or "cpp" (CPU). `max_memory` bounds a batch's activations and their
+    gradients, in bytes (512 MiB); with the same bound the same input gives the same bits.
     Parameters that no rule covers (bare ones, packed attention, shared or reused layers) go through `torch.func`; this is logged.
     Raises `InputError` for targets out of range, logits that are NaN or not [N, C], and layers that mix samples.
     Source: Goodfellow 2015 (arXiv:1510.01799), ghost norms (arXiv:2110.05679, 2205.10683).
     """
     if layers not in ("all", "last"):
         raise InputError(f"layers={layers!r} is not known; possible: 'all', 'last'")
-    with _ready(model, images, targets, max_batch):
-        if layers == "all":
-            alone, batch = _probe(model, images[:1])
-            squares = _scan(partial(_all_layers, model, loss, alone), images, targets, max_batch or batch)
-        else:
-            squares = _scan(partial(_last_layer, model, loss), images, targets, max_batch or 128)
+    with ready(model, images, targets, dtype, max_memory):
+        alone, batch = probe(model, images[:1], dtype, max_memory or MEMORY)
+        step = partial(_all_layers, alone=alone, backend=backend) if layers == "all" else _last_layer
+        squares = scan(partial(step, model, loss, dtype), images, targets, batch)
     norms = sum(squares.values(), images.new_zeros(len(images), dtype=torch.float64)).sqrt().float()
     return (norms, squares) if per_layer else norms
 
 
-def el2n(model: nn.Module, images: Tensor, targets: Tensor, *, max_batch: int | None = None) -> Tensor:
-    """EL2N, ||softmax(logits) - onehot||_2 taken in float64 (Paul et al. 2021, arXiv:2107.07075): float32 [N]. Errors as `grad_norms`."""
-    with _ready(model, images, targets, max_batch), torch.no_grad():
-        squares = _scan(lambda x, y, i: {"": _logit_grad(model(x), y, None, i).square().sum(1)}, images, targets, max_batch or 128)
+def el2n(model: nn.Module, images: Tensor, targets: Tensor, *, dtype: torch.dtype | None = None, max_memory: int | None = None) -> Tensor:
+    """EL2N, ||softmax(logits) - onehot||_2 taken in float64 (Paul et al. 2021, arXiv:2107.07075): float32 [N].
+
+    Arguments and errors as `grad_norms`.
+    """
+    with ready(model, images, targets, dtype, max_memory), torch.no_grad():
+        batch = probe(model, images[:1], dtype, max_memory or MEMORY)[1]
+        squares = scan(lambda x, y, i: {"": loss_gradients(_forward(model, x, dtype), y, None, i).square().sum(1)}, images, targets, batch)
     return squares[""].sqrt().float() if squares else images.new_zeros(0, dtype=torch.float32)
 
 
+def grand(models: Iterable[nn.Module], images: Tensor, targets: Tensor, **options: Any) -> Tensor:
+    """GraNd: the mean of `grad_norms` over several nets, early checkpoints of several runs (Paul et al. 2021): float32 [N].
+
+    `models` may load them one at a time. Further arguments, and errors, as `grad_norms`; `InputError` without a net.
+    """
+    norms, count = torch.zeros(len(images), dtype=torch.float64, device=images.device), 0
+    for model in models:
+        norms += grad_norms(model, images, targets, **options)
+        count += 1
+    if not count:
+        raise InputError("grand needs at least one net")
+    return (norms / count).float()
+
+
 @contextmanager
-def _ready(model: nn.Module, images: Tensor, targets: Tensor, max_batch: int | None) -> Iterator[None]:
+def ready(model: nn.Module, images: Tensor, targets: Tensor, dtype: torch.dtype | None, max_memory: int | None) -> Iterator[None]:
     """Check what can be checked before a forward; eval mode and autograd on within."""
     if targets.shape != images.shape[:1] or targets.is_floating_point():
         raise InputError(f"{len(images)} images need {len(images)} integer targets, not {targets.dtype} {list(targets.shape)}")
-    if max_batch is not None and max_batch < 1:
-        raise InputError(f"max_batch={max_batch} is not possible: at least 1")
+    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+        raise InputError(f"dtype {dtype} is not possible: float32, bfloat16, float16 or None for the model as it is")
+    if max_memory is not None and max_memory < 1:
+        raise InputError(f"max_memory={max_memory} is not possible: at least 1 byte")
     for name, m in model.named_modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None:
             raise InputError(f"batch norm {name!r} has no running statistics, so it mixes samples: no gradient per sample exists")
@@ -78,9 +102,10 @@ def _ready(model: nn.Module, images: Tensor, targets: Tensor, max_batch: int | N
         yield
 
 
-def _scan(step: Callable[[Tensor, Tensor, int], Squares], images: Tensor, targets: Tensor, batch: int) -> Squares:
+def scan(step: Callable[[Tensor, Tensor, int], Squares], images: Tensor, targets: Tensor, batch: int) -> Squares:
     squares: Squares = {}
-    for start in range(0, len(images), batch):
+    batch = -(-len(images) // max(1, -(-len(images) // batch)))  # as many batches, of one size
+    for start in range(0, len(images), max(1, batch)):
         rows = slice(start, start + batch)
         y = targets[rows].to(images.device, torch.int64, copy=True)
         for name, square in step(images[rows].detach().clone(), y, start).items():
@@ -88,7 +113,15 @@ def _scan(step: Callable[[Tensor, Tensor, int], Squares], images: Tensor, target
     return squares
 
 
-def _logit_grad(logits: Tensor, targets: Tensor, loss: Loss | None, start: int) -> Tensor:
+def _forward(model: Callable[..., Any], x: Tensor, dtype: torch.dtype | None) -> Any:
+    kind = x.device.type
+    low = torch.is_autocast_enabled(kind) if dtype is None else dtype != torch.float32
+    # no cache: two uses of one weight would look like one in the graph
+    with torch.autocast(kind, dtype if dtype and low else torch.get_autocast_dtype(kind), enabled=low, cache_enabled=False):
+        return model(x)
+
+
+def loss_gradients(logits: Tensor, targets: Tensor, loss: Loss | None, start: int) -> Tensor:
     """Gradient [n, C] of the losses in float64: in float32 p - y cancels where the net is confident."""
     n = len(targets)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n:
@@ -109,78 +142,112 @@ def _logit_grad(logits: Tensor, targets: Tensor, loss: Loss | None, start: int) 
     return g
 
 
-class _Call(NamedTuple):
+@dataclass
+class _Call:
+    """One call of a layer in a forward."""
+
     name: str
     layer: Any
-    x: Tensor
+    x: Tensor | None  # until the norm is taken
     version: int  # of x, which may be changed in place later
-    out: Any  # GradientEdge of the output as it was before any change in place; without autograd the output
+    out: Tensor | None  # the output, only without autograd: a hook of the graph holds this call, which must not hold the graph
+    own: set[str] = field(default_factory=set)  # the parameters whose only use this call is
+    square: Tensor | None = None  # [n]
+
+    def take(self, backend: str, g: Tensor) -> None:
+        """The norm from the output's gradient, then let go of the input."""
+        if self.own and self.x is not None:
+            with torch.no_grad():
+                self.square = layer_sqnorm(self.layer, self.x, g, self.own, backend)
+        self.x = None
 
 
 @contextmanager
-def _recording(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterator[list[_Call]]:
+def _recording(
+    model: nn.Module, wanted: Callable[[nn.Module], bool], backend: str = "auto"
+) -> Iterator[tuple[list[_Call], list[GradientEdge]]]:
+    """The calls of wanted layers within, and the edges of those below which no gradient goes.
+
+    A call's norm is taken in the backward, as soon as the gradient of its output is there, whatever is changed in place afterwards.
+    """
     calls: list[_Call] = []
+    ends: list[GradientEdge] = []
 
     def hook(name: str, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         if out._is_view():  # a change in place would cut the view out of the graph
             out = out.clone()
         if args:
-            calls.append(_Call(name, layer, args[0].detach(), args[0]._version, get_gradient_edge(out) if out.requires_grad else out))
+            calls.append(_Call(name, layer, args[0].detach(), args[0]._version, None if out.requires_grad else out))
+            if out.requires_grad:
+                out.register_hook(partial(calls[-1].take, backend))
+            if out.requires_grad and not args[0].requires_grad:
+                ends.append(get_gradient_edge(out))
         return out
 
     hooks = [m.register_forward_hook(partial(hook, name), prepend=True) for name, m in model.named_modules() if wanted(m)]
     try:
-        yield calls
+        yield calls, ends
     finally:
         for h in hooks:
             h.remove()
 
 
-def _ruled(m: nn.Module) -> bool:
-    plain = getattr(m, "max_norm", None) is None and not getattr(m, "scale_grad_by_freq", False)  # an embedding's options
-    return plain and type(m) in RULES and any(p.requires_grad for p in m.parameters(recurse=False))
-
-
-def _probe(model: nn.Module, image: Tensor) -> tuple[set[str], int]:
+def probe(model: nn.Module, image: Tensor, dtype: torch.dtype | None, memory: int) -> tuple[set[str], int]:
     """From a forward of one sample: the layers whose inputs' first dimension counts samples, and how many samples to take at once."""
-    with _recording(model, _ruled) as calls, torch.no_grad():
+    with _recording(model, has_rule) as (calls, _), torch.no_grad():
         if len(image):
-            model(image.detach().clone())
-    return {c.name for c in calls if len(c.x) == 1}, max(1, min(256, BATCH_BYTES // (3 * sum(c.out.nbytes for c in calls) + 1)))
+            _forward(model, image.detach().clone(), dtype)
+    held = sum(c.out.nbytes for c in calls if c.out is not None)
+    return {c.name for c in calls if c.x is not None and len(c.x) == 1}, max(1, min(256, memory // (3 * held + 1)))
 
 
-def _last_layer(model: nn.Module, loss: Loss | None, x: Tensor, y: Tensor, start: int) -> Squares:
-    with _recording(model, lambda m: isinstance(m, nn.Linear)) as calls, torch.no_grad():
-        logits = model(x)
-    g = _logit_grad(logits, y, loss, start)
-    if not calls or calls[-1].x.ndim != 2 or not torch.equal(calls[-1].out, logits):
+def _unrounded(logits: Tensor, calls: list[_Call]) -> Tensor:
+    """The logits in float32 where the last layer gave them in a narrow type: by that p - y loses more digits than by all before."""
+    last = calls[-1] if calls and isinstance(logits, Tensor) and logits.dtype in (torch.bfloat16, torch.float16) else None
+    if last is None or not isinstance(last.layer, nn.Linear) or last.x is None:
+        return logits
+    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        weight, bias = last.layer.weight, last.layer.bias
+        rounded = [t if t is None else t.to(logits.dtype) for t in (last.x, weight, bias)]
+        if not torch.equal(F.linear(*rounded), logits):  # something follows the layer
+            return logits
+        return F.linear(rounded[0].float(), rounded[1].float(), None if bias is None else bias.float())
+
+
+def _last_layer(model: nn.Module, loss: Loss | None, dtype: torch.dtype | None, x: Tensor, y: Tensor, start: int) -> Squares:
+    with _recording(model, lambda m: isinstance(m, nn.Linear)) as (calls, _), torch.no_grad():
+        logits = _forward(model, x, dtype)
+    g = loss_gradients(_unrounded(logits, calls), y, loss, start)
+    last = calls[-1] if calls else None
+    if last is None or last.x is None or last.out is None or last.x.ndim != 2 or not torch.equal(last.out, logits):
         raise InputError("layers='last' needs a model that ends in a linear layer; layers='all' takes any model")
-    last = calls[-1]
     return {last.name: g.square().sum(1) * (last.x.double().square().sum(1) + (last.layer.bias is not None))}
 
 
-def _all_layers(model: nn.Module, loss: Loss | None, alone: set[str], x: Tensor, y: Tensor, start: int) -> Squares:
-    with _recording(model, _ruled) as calls:
-        logits = model(x.clone())
-    g = _logit_grad(logits, y, loss, start)
+def _all_layers(
+    model: nn.Module, loss: Loss | None, dtype: torch.dtype | None, x: Tensor, y: Tensor, start: int, *, alone: set[str], backend: str
+) -> Squares:
+    with _recording(model, has_rule, backend) as (calls, ends):
+        logits = _forward(model, x.clone(), dtype)
+    g = loss_gradients(_unrounded(logits, calls), y, loss, start)
     if not logits.requires_grad:
         raise InputError("the logits carry no gradient: the forward runs without autograd, or uses no parameter that requires one")
     size = g.abs().amax(1)  # [n]; the backward runs on g / size, so that no sample underflows
     unit = (g / size.clamp(min=torch.finfo(g.dtype).tiny)[:, None]).to(logits.dtype)
-    calls = [c for c in calls if c.name in alone and isinstance(c.out, GradientEdge) and len(c.x) == len(x) and c.x._version == c.version]
-    grads = torch.autograd.grad(logits, [c.out for c in calls], unit, allow_unused=True) if calls else ()
-    uses, squares = _uses(logits, calls), {}
-    left = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        for call, out_grad in zip(calls, grads, strict=True):
-            own = {k: p for k, p in call.layer.named_parameters(recurse=False) if uses[p] == 2}
-            own = own if out_grad is not None and own.keys() <= {"weight", "bias"} else {}
-            if own:
-                squares[call.name] = _layer(call, out_grad, own)
-            left = {name: p for name, p in left.items() if all(p is not q for q in own.values())}
+    uses = _uses(logits, [c for c in calls if c.out is None])
+    for c in calls:
+        if c.x is not None and c.name in alone and c.out is None and len(c.x) == len(x) and c.x._version == c.version:
+            own = {k for k, p in c.layer.named_parameters(recurse=False) if uses[p] == 2}
+            c.own = own if own <= {"weight", "bias"} else set()
+    if ends:  # only gradients of layer outputs are propagated: down to the layers that come first, none of weights
+        with torch.autocast(x.device.type, enabled=False):
+            torch.autograd.grad(logits, ends, unit, allow_unused=True)
+    squares = {c.name: c.square for c in calls if c.square is not None}
+    covered = {id(p) for c in calls if c.square is not None for k, p in c.layer.named_parameters(recurse=False) if k in c.own}
+    left = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in covered}
     if left:
         log.info("gradient norms of %s by torch.func: no rule for these parameters", ", ".join(left))
-        squares |= _by_sample(model, x, unit, left)
+        squares |= _by_sample(model, dtype, x, unit, left)
     return {name: s.double() * size.square() for name, s in squares.items()}
 
 
@@ -198,15 +265,15 @@ def _uses(logits: Tensor, calls: list[_Call]) -> Counter[Tensor]:
     return uses
 
 
-def _by_sample(model: nn.Module, x: Tensor, unit: Tensor, params: dict[str, nn.Parameter]) -> Squares:
+def _by_sample(model: nn.Module, dtype: torch.dtype | None, x: Tensor, unit: Tensor, params: dict[str, nn.Parameter]) -> Squares:
     """Squared norms [n] of `params` from whole gradients, vmapped over as many samples as fit, or one by one."""
 
     def squares(image: Tensor, g: Tensor) -> Squares:
         at = {name: p.detach() for name, p in params.items()}
-        grads = grad(lambda values: (functional_call(model, values, (image[None].clone(),))[0] * g).sum())(at)
+        grads = grad(lambda values: (_forward(partial(functional_call, model, values), image[None].clone(), dtype)[0] * g).sum())(at)
         return {name: v.double().square().sum() for name, v in grads.items()}
 
-    rows = max(1, 8 * LAYER_FLOATS // sum(p.numel() for p in params.values()))
+    rows = max(1, 8 * TORCH_FLOATS // sum(p.numel() for p in params.values()))
     try:
         with torch.no_grad():
             return vmap(squares, chunk_size=rows)(x, unit)
@@ -214,80 +281,7 @@ def _by_sample(model: nn.Module, x: Tensor, unit: Tensor, params: dict[str, nn.P
         log.info("the model cannot be vmapped (%s): one sample at a time", str(error).strip().partition("\n")[0])
     result = {name: unit.new_zeros(len(x), dtype=torch.float64) for name in params}
     for i in range(len(x)):
-        logits = model(x[i : i + 1].clone())
+        logits = _forward(model, x[i : i + 1].clone(), dtype)
         for name, v in zip(params, torch.autograd.grad(logits, [*params.values()], unit[i : i + 1], materialize_grads=True), strict=True):
             result[name][i] = v.double().square().sum()
     return result
-
-
-def _layer(call: _Call, g: Tensor, own: dict[str, Tensor]) -> Tensor:
-    """Squared norms [n] of one call over its parameters `own`, in float32 at least, a few samples at a time."""
-    rows, parts = max(1, LAYER_FLOATS // (call.x[0].numel() + g[0].numel() + _work(call.layer, g[0].numel()))), []
-    for pair in zip(call.x.split(rows), g.split(rows), strict=True):
-        x_part, g_part = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in pair)
-        weight = RULES[type(call.layer)](call.layer, x_part, g_part) if "weight" in own else 0
-        parts.append(g_part.new_zeros(len(g_part)) + weight + (_summed(call.layer, g_part) if "bias" in own else 0))
-    return torch.cat(parts)
-
-
-def _direct(t: int, k: int, o: int) -> bool:
-    """Whether ||U'G||^2 takes fewer multiplications than sum(UU' * GG'), for U [T, K] and G [T, O]."""
-    return k * o <= t * (k + o)
-
-
-def _work(layer: Any, size: int) -> int:
-    """Floats that a rule needs for one sample whose output gradient has `size`, by the same choice."""
-    if isinstance(layer, nn.Embedding):
-        return (size // layer.embedding_dim) ** 2
-    groups = getattr(layer, "groups", 1)
-    t, k, o = size // layer.weight.shape[0], layer.weight[0].numel(), layer.weight.shape[0] // groups
-    return groups * (t * k + (k * o if _direct(t, k, o) else 2 * t * t))
-
-
-def _product(u: Tensor, g: Tensor) -> Tensor:
-    """||sum_t u_t g_t'||^2 [n] from u [n, T, K] and g [n, T, O]."""
-    if _direct(u.shape[1], u.shape[2], g.shape[2]):
-        return (g.mT @ u).square().sum((1, 2))
-    return ((u @ u.mT) * (g @ g.mT)).sum((1, 2)).clamp(min=0)
-
-
-def _summed(layer: Any, g: Tensor) -> Tensor:
-    """||sum_t g_t||^2 [n]: the bias rule, g [n, ..., O] for linear and layer norm, [n, O, ...] for the others."""
-    if isinstance(layer, nn.Linear | nn.LayerNorm):
-        inner = 1 if isinstance(layer, nn.Linear) else len(layer.normalized_shape)
-        return g.reshape(len(g), -1, g.shape[-inner:].numel()).sum(1).square().sum(1)
-    return (g.sum(tuple(range(2, g.ndim))) if g.ndim > 2 else g).square().sum(1)
-
-
-def _conv(layer: Any, x: Tensor, g: Tensor) -> Tensor:
-    if any(layer._reversed_padding_repeated_twice):
-        x = F.pad(x, layer._reversed_padding_repeated_twice, "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
-    x, g = x.movedim(1, -1).contiguous(), g.movedim(1, -1)  # [n, *in, C], [n, *out, O]
-    n, groups, c = len(x), layer.groups, x.shape[-1] // layer.groups
-    steps, taps = ([s * d for s, d in zip(x.stride()[1:-1], by, strict=True)] for by in (layer.stride, layer.dilation))
-    u = x.as_strided((n, groups, *g.shape[1:-1], *layer.kernel_size, c), (x.stride(0), c, *steps, *taps, 1))
-    u = u.reshape(n * groups, g[0, ..., 0].numel(), -1)  # [n * groups, T, K]
-    g = g.reshape(n, -1, groups, g.shape[-1] // groups).transpose(1, 2).flatten(0, 1)
-    return _product(u, g).reshape(n, groups).sum(1)
-
-
-def _running_norm(layer: Any, x: Tensor, g: Tensor) -> Tensor:
-    if layer.running_mean is None:
-        return _summed(layer, F.instance_norm(x, eps=layer.eps) * g)
-    return _summed(layer, F.batch_norm(x, layer.running_mean.to(x.dtype), layer.running_var.to(x.dtype), eps=layer.eps) * g)
-
-
-def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor) -> Tensor:
-    x, g = x.reshape(len(x), -1), g.reshape(len(g), -1, g.shape[-1])  # [n, T], [n, T, O]
-    same = (x[:, :, None] == x[:, None]) & (x != (-1 if layer.padding_idx is None else layer.padding_idx))[:, None]
-    return (same * (g @ g.mT)).sum((1, 2)).clamp(min=0)
-
-
-RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {  # squared norms [n] of the weight's gradient
-    nn.Linear: lambda m, x, g: _product(x.reshape(len(x), -1, x.shape[-1]), g.reshape(len(g), -1, g.shape[-1])),
-    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv),
-    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d), _running_norm),
-    nn.GroupNorm: lambda m, x, g: _summed(m, F.group_norm(x, m.num_groups, eps=m.eps) * g),
-    nn.LayerNorm: lambda m, x, g: _summed(m, F.layer_norm(x, m.normalized_shape, eps=m.eps) * g),
-    nn.Embedding: _embedding,
-}

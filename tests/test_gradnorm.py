@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision_placeholders import package
 
-from infoutil_fast import gradnorm
-from infoutil_fast.gradnorm import el2n, grad_norms
+from infoutil_fast import dispatch, gradrules, ops
+from infoutil_fast.gradnorm import el2n, grad_norms, grand
 from infoutil_fast.nets import build
 from infoutil_fast.types import InputError
 
@@ -98,7 +99,6 @@ CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "one-sample": (lambda: nn.Conv2d(1, 1, 3, padding=1), (1, 1, 3, 3)),
     "1d": (lambda: nn.Conv1d(4, 6, 5, 2, 3, groups=2), (3, 4, 17)),
     "1d-causal-like": (lambda: nn.Conv1d(3, 4, 2, dilation=5, padding=5), (2, 3, 13)),
-    "3d": (lambda: nn.Conv3d(2, 3, (1, 3, 2), (2, 1, 1), (0, 1, 1)), (2, 2, 3, 4, 5)),
 }
 
 
@@ -107,7 +107,7 @@ CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_convolution_equals_the_definition(name: str, form: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     if form != "chosen":
-        monkeypatch.setattr(gradnorm, "_direct", lambda t, k, o: form == "direct")
+        monkeypatch.setattr(gradrules, "gram_is_cheaper", lambda *sizes: form == "gram")
     make, shape = CONVOLUTIONS[name]
     images = torch.randn(shape)
     with caplog.at_level(logging.INFO):
@@ -154,23 +154,24 @@ def test_embedding_equals_the_definition(options: dict[str, Any]) -> None:
 
 
 def test_the_cheaper_form_is_taken() -> None:
-    assert gradnorm._direct(1024, 27, 128)  # first convolution at 32 px
-    assert not gradnorm._direct(16, 4608, 512)  # last stage of a ResNet-18
-    assert not gradnorm._direct(1, 512, 1000)
+    assert not gradrules.gram_is_cheaper((32, 32), (32, 32), (3, 128), (3, 3), (1, 1))  # first convolution at 32 px
+    assert not gradrules.gram_is_cheaper((32, 32), (32, 32), (64, 64), (3, 3), (1, 1))
+    assert gradrules.gram_is_cheaper((16, 16), (16, 16), (128, 128), (3, 3), (1, 1))
+    assert gradrules.gram_is_cheaper((16, 16), (8, 8), (128, 256), (3, 3), (2, 2))
+    assert gradrules.gram_is_cheaper((7, 7), (7, 7), (512, 512), (3, 3), (1, 1))  # last stage of a ResNet-18 at 224 px
 
 
 def test_memory_bounds_do_not_change_the_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randn(7, 3, 8, 8)
     model = build("convnet2-w5", CLASSES, 8)
     for p in (0, 1, 300, 5000):
-        monkeypatch.setattr(gradnorm, "LAYER_FLOATS", p)
-        monkeypatch.setattr(gradnorm, "BATCH_BYTES", p * 100)
-        assert_norms(model, images)
+        monkeypatch.setattr(gradrules, "TORCH_FLOATS", p)
+        assert_norms(model, images, max_memory=1 + p * 100)
 
 
-@pytest.mark.parametrize("max_batch", [1, 2, 5, 100])
-def test_batches_do_not_change_the_norms(max_batch: int) -> None:
-    assert_norms(build("convnet2-w5-in", CLASSES, 8), torch.randn(5, 3, 8, 8), max_batch=max_batch)
+@pytest.mark.parametrize("max_memory", [1, 100_000, 200_000, 1 << 30])
+def test_batches_do_not_change_the_norms(max_memory: int) -> None:
+    assert_norms(build("convnet2-w5-in", CLASSES, 8), torch.randn(5, 3, 8, 8), max_memory=max_memory)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed", "expanded"])
@@ -359,7 +360,7 @@ def test_last_layer_is_the_part_of_the_last_layer(bias: bool) -> None:
     model[-1] = nn.Linear(20, CLASSES, bias=bias)
     squares = whole_gradients(model, images, targets)
     expected = sum(square for name, square in squares.items() if name.startswith(f"{len(model) - 1}."))
-    norms = grad_norms(model.requires_grad_(False), images, targets, layers="last", max_batch=2)
+    norms = grad_norms(model.requires_grad_(False), images, targets, layers="last", max_memory=1)
     torch.testing.assert_close(norms, expected.sqrt().float(), rtol=2e-5, atol=0)
     with pytest.raises(InputError, match="ends in a linear layer"):
         grad_norms(nn.Sequential(model, nn.Softmax(1)), images, targets, layers="last")
@@ -368,8 +369,69 @@ def test_last_layer_is_the_part_of_the_last_layer(bias: bool) -> None:
 def test_el2n_is_the_distance_to_the_label() -> None:
     model, images, targets = build("convnet2-w5", CLASSES, 8), torch.randn(5, 3, 8, 8), torch.randint(0, CLASSES, (5,))
     expected = (model.eval()(images).double().softmax(1) - F.one_hot(targets, CLASSES)).norm(dim=1)
-    torch.testing.assert_close(el2n(model.train(), images, targets, max_batch=3), expected.float(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(el2n(model.train(), images, targets, max_memory=1), expected.float(), rtol=1e-5, atol=0)
     assert model.training
+
+
+def test_grand_is_the_mean_over_nets() -> None:
+    nets = [build("convnet2-w5", CLASSES, 8) for _ in range(3)]
+    images, targets = torch.randn(5, 3, 8, 8), torch.randint(0, CLASSES, (5,))
+    expected = torch.stack([total(whole_gradients(net, images, targets)) for net in nets]).mean(0)
+    torch.testing.assert_close(grand(iter(nets), images, targets, max_memory=1), expected.float(), rtol=2e-5, atol=0)
+    with pytest.raises(InputError, match="at least one net"):
+        grand([], images, targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_dtype_is_that_of_the_forward(dtype: torch.dtype) -> None:
+    seen = []
+    model, images, targets = build("convnet2-w16", CLASSES, 8), torch.randn(5, 3, 8, 8), torch.randint(0, CLASSES, (5,))
+    model[0].register_forward_hook(lambda m, args, out: seen.append(out.dtype))
+    expected = total(whole_gradients(model, images, targets))
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):  # what is asked for goes before what is outside
+        error = (grad_norms(model, images, targets, dtype=dtype) / expected - 1).abs().max()
+    assert set(seen) == {dtype}
+    assert error < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("layers", ["all", "last"])
+def test_logits_are_not_rounded_under_autocast(layers: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES))
+    for p in model.parameters():
+        p.data = torch.randn_like(p).bfloat16().float()  # nothing but the logits, of size 10, could be rounded
+    images, targets = torch.randn(40, 3, 8, 8).bfloat16().float(), torch.randint(0, CLASSES, (40,))
+    expected = total(whole_gradients(model, images, targets)).float()
+    torch.testing.assert_close(grad_norms(model, images, targets, layers=layers, dtype=torch.bfloat16), expected, rtol=4e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
+def test_backends_agree(backend: str) -> None:
+    if dispatch.missing(backend):
+        pytest.skip(str(dispatch.missing(backend)))
+    for name, size in (("convnet3-w16", 16), ("resnet10", 33)):
+        assert_norms(build(name, CLASSES, size), torch.randn(3, 3, size, size), (torch.float32,), backend=backend)
+
+
+def test_the_same_input_gives_the_same_bits() -> None:
+    model, images, targets = build("resnet10-small", CLASSES, 16), torch.randn(7, 3, 16, 16), torch.randint(0, CLASSES, (7,))
+    assert torch.equal(grad_norms(model, images, targets), grad_norms(model, images, targets))
+
+
+def test_one_weight_used_twice_under_autocast_counts_once() -> None:
+    model, images, targets = Twisted("functional"), torch.randn(3, 3, 5, 7), torch.randint(0, CLASSES, (3,))
+    expected = total(whole_gradients(model, images, targets)).float()
+    torch.testing.assert_close(grad_norms(model, images, targets, dtype=torch.bfloat16), expected, rtol=TOLERANCES[torch.bfloat16], atol=0)
+
+
+def test_a_graph_is_let_go_of() -> None:
+    model, images, targets = build("convnet2-w5", CLASSES, 8), torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
+    held = []
+    model[0].register_forward_hook(lambda m, args, out: held.append(weakref.ref(out)))
+    grad_norms(model, images, targets)
+    with pytest.raises(InputError):
+        grad_norms(model, images, targets + CLASSES)
+    assert all(ref() is None for ref in held)
 
 
 def test_own_loss() -> None:
@@ -470,15 +532,15 @@ def test_bfloat16_is_summed_in_float32() -> None:
 
 def test_autocast_outside_leaves_the_sums_accurate(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images, targets = build("convnet2-w5", CLASSES, 8), torch.randn(5, 3, 8, 8), torch.randint(0, CLASSES, (5,))
-    product = gradnorm._product
+    wide = ops._wide
 
-    def watched(u: Tensor, g: Tensor) -> Tensor:
-        assert u.dtype == g.dtype == (u.mT @ g).dtype == torch.float32
-        return product(u, g)
+    def watched(t: Tensor) -> Tensor:
+        assert not torch.is_autocast_enabled("cpu")
+        return wide(t)
 
-    monkeypatch.setattr(gradnorm, "_product", watched)
+    monkeypatch.setattr(ops, "_wide", watched)
     with torch.autocast("cpu", torch.bfloat16):
-        norms = grad_norms(model, images, targets)
+        norms = grad_norms(model, images, targets, backend="torch")
     expected = total(whole_gradients(model, images, targets)).float()
     torch.testing.assert_close(norms, expected, rtol=TOLERANCES[torch.bfloat16], atol=0)
 
@@ -495,11 +557,11 @@ def test_what_cannot_be_scored_is_refused_with_its_position() -> None:
     poisoned = images.clone()
     poisoned[[2, 4], 0, 0, 0] = torch.nan
     with pytest.raises(InputError, match=r"positions \[2\]"):
-        grad_norms(model, poisoned, targets, max_batch=2)
+        grad_norms(model, poisoned, targets, max_memory=1)
     with pytest.raises(InputError, match=r"positions \[2, 4\]"):
         el2n(model, poisoned, targets)
     with pytest.raises(InputError, match="target -1 at position 3; possible: 0 to 6"):
-        grad_norms(model, images, torch.tensor([0, 1, 2, -1, 0]), max_batch=2)
+        grad_norms(model, images, torch.tensor([0, 1, 2, -1, 0]), max_memory=1)
     with pytest.raises(InputError, match="5 images need 5 integer targets"):
         grad_norms(model, images, targets[:4])
     with pytest.raises(InputError, match="5 integer targets, not torch"):
@@ -508,13 +570,29 @@ def test_what_cannot_be_scored_is_refused_with_its_position() -> None:
         grad_norms(nn.Conv2d(3, 5, 1), images, targets)
     with pytest.raises(InputError, match="possible: 'all', 'last'"):
         grad_norms(model, images, targets, layers="first")
-    with pytest.raises(InputError, match="at least 1"):
-        grad_norms(model, images, targets, max_batch=0)
+    with pytest.raises(InputError, match="at least 1 byte"):
+        grad_norms(model, images, targets, max_memory=0)
+    with pytest.raises(InputError, match=r"dtype torch.float64 is not possible: float32, bfloat16, float16 or None"):
+        grad_norms(model, images, targets, dtype=torch.float64)
+    with pytest.raises(InputError, match=r"on cpu runs \('torch',.*\), not 'triton'"):
+        grad_norms(model, images, targets, backend="triton")
     with pytest.raises(InputError, match="batch norm '1' has no running statistics"):
         grad_norms(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)), images, targets)
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x0_5"])
+NETS = {"mobilenet_v2": 32, "shufflenet_v2_x0_5": 32, "vgg11": 32, "resnet50": 32, "convnext_tiny": 32, "swin_v2_t": 64}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap of some ops
+@pytest.mark.parametrize("name", NETS)
 def test_torchvision_net(name: str) -> None:
     model = getattr(package("torchvision.models"), name)(num_classes=CLASSES)
-    assert_norms(model, torch.randn(2, 3, 32, 32))
+    if name == "vgg11":
+        model.classifier = nn.Linear(25088, CLASSES)  # its own has 120 million parameters
+    assert_norms(model, torch.randn(2, 3, NETS[name], NETS[name]), (torch.float32,))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_timm_vision_transformer() -> None:
+    model = package("timm").create_model("vit_tiny_patch16_224", num_classes=CLASSES, img_size=32)
+    assert_norms(model, torch.randn(2, 3, 32, 32), (torch.float32,))

@@ -14,7 +14,7 @@ bench info demo
 pipeline evaluate report ondisk calibrate
 methods
 experts selection utility games
-shapley kernel_shap gradnorm influence windows train store forwards locality teacher
+shapley kernel_shap gradnorm gradrules influence windows train store forwards locality teacher
 ops designs graphs
 kernels
 dispatch device data nets zoo augment recipes

@@ -1,0 +1,207 @@
+"""Per-sample gradient norms beside their rivals, in one run: time in turn, then peak memory in a process each.
+
+    python bench/gradnorms.py [--record] [--cases convnet3:32:128 ...] [--dtypes float32 bfloat16] [--rounds 7]
+
+BackPACK and Opacus are used where they are installed (`pip install --no-deps backpack-for-pytorch opacus`). Opacus refuses batch norm: it
+runs on the same net with group norm, and so do "plain gn" and "ours gn" beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter, process_time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from record import append, row
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from infoutil_fast import nets
+from infoutil_fast.gradnorm import grad_norms
+from infoutil_fast.memory import keep_freed_memory, peak_bytes, reset_peak
+
+CASES = ["convnet3:32:128", "resnet18-small:32:64", "resnet18:112:16", "resnet18:224:8", "resnet50:112:8", "resnet50:224:4"]
+CPU = torch.device("cpu")
+
+
+class Case:
+    """One net, batch and dtype, with every way to its norms [n] (plain: only the time)."""
+
+    def __init__(self, spec: str, dtype: torch.dtype):
+        name, size, n = spec.rsplit(":", 2)
+        torch.manual_seed(0)
+        self.dtype = dtype
+        self.model = nets.build(name, 10, int(size)).eval().to(memory_format=torch.channels_last)
+        self.x = torch.randn(int(n), 3, int(size), int(size)).contiguous(memory_format=torch.channels_last)
+        self.y = torch.randint(0, 10, (int(n),))
+        self.params = {"net": name, "size": int(size), "batch": int(n), "dtype": str(dtype)[6:]}
+
+    def losses(self, model: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            logits = model(x)
+        return F.cross_entropy(logits.float(), y, reduction="sum")
+
+    def plain(self) -> None:
+        torch.autograd.grad(self.losses(self.model, self.x, self.y), [*self.model.parameters()])
+
+    def ours(self) -> Tensor:
+        return grad_norms(self.model, self.x, self.y, dtype=self.dtype, max_memory=1 << 32)
+
+    def ours_capped(self) -> Tensor:
+        return grad_norms(self.model, self.x, self.y, dtype=self.dtype)
+
+    def vmapped(self) -> Tensor:
+        params = {name: p.detach() for name, p in self.model.named_parameters()}
+
+        def square(image: Tensor, target: Tensor) -> Tensor:
+            grads = grad(lambda at: self.losses(lambda x: functional_call(self.model, at, (x,)), image[None], target[None]))(params)
+            return torch.stack([g.square().sum() for g in grads.values()]).sum()
+
+        return vmap(square)(self.x, self.y).sqrt()
+
+    def looped(self) -> Tensor:
+        squares = []
+        for i in range(len(self.x)):
+            grads = torch.autograd.grad(self.losses(self.model, self.x[i : i + 1], self.y[i : i + 1]), [*self.model.parameters()])
+            squares.append(torch.stack([g.square().sum() for g in grads]).sum())
+        return torch.stack(squares).sqrt()
+
+
+def backpack(case: Case) -> Callable[[], Tensor]:
+    from backpack import backpack, extend
+    from backpack.extensions import BatchL2Grad
+
+    model = extend(copy.deepcopy(case.model), use_converter=True).eval()
+    loss = extend(nn.CrossEntropyLoss(reduction="sum"))
+
+    def run() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == torch.bfloat16), backpack(BatchL2Grad()):
+            loss(model(case.x), case.y).backward()
+        return torch.stack([p.batch_l2 for p in model.parameters()]).sum(0).sqrt()
+
+    return run
+
+
+def with_group_norm(model: nn.Module) -> nn.Module:
+    for name, child in model.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(model, name, nn.GroupNorm(32, child.num_features))
+        else:
+            with_group_norm(child)
+    return model
+
+
+def opacus(case: Case, ghost: bool) -> Callable[[], Tensor]:
+    from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
+
+    model = copy.deepcopy(case.model).train()
+    kind = GradSampleModuleFastGradientClipping if ghost else GradSampleModule
+    options = {"max_grad_norm": 1.0, "use_ghost_clipping": True} if ghost else {}
+    wrapped = kind(model, batch_first=True, loss_reduction="sum", **options)
+
+    def run() -> Tensor:
+        wrapped.zero_grad(set_to_none=True)
+        case.losses(wrapped, case.x, case.y).backward()
+        if ghost:
+            return wrapped.get_norm_sample()
+        return torch.stack([p.grad_sample.flatten(1).square().sum(1) for p in wrapped.parameters()]).sum(0).sqrt()
+
+    return run
+
+
+def versions(spec: str, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
+    case, other = Case(spec, dtype), Case(spec, dtype)
+    other.model = with_group_norm(other.model)
+    return {
+        "plain": case.plain,
+        "ours": case.ours,
+        "ours, 512 MiB": case.ours_capped,
+        "BackPACK": backpack(case),
+        "torch.func": case.vmapped,
+        "loop": case.looped,
+        "plain gn": other.plain,
+        "ours gn": other.ours,
+        "Opacus ghost": opacus(other, ghost=True),
+        "Opacus hooks": opacus(other, ghost=False),
+    }
+
+
+def peak(spec: str, dtype: torch.dtype, name: str) -> None:
+    """Print how much one call adds to what the process holds, in MiB."""
+    call = versions(spec, dtype)[name]
+    reset_peak(CPU)  # no call before: what one has freed would count as held already
+    before = peak_bytes(CPU)
+    call()
+    print((peak_bytes(CPU) - before) >> 20)
+
+
+def measure(spec: str, dtype: torch.dtype, rounds: int, only: list[str] | None) -> list[dict[str, Any]]:
+    calls = versions(spec, dtype)
+    ours = calls["ours"]()
+    calls = {name: call for name, call in calls.items() if not only or name in ("plain", *only)}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for name in [*calls]:
+        try:
+            got = calls[name]()
+        except (NotImplementedError, RuntimeError, AttributeError, AssertionError) as error:
+            print(f"{spec} {dtype}: {name} cannot: {str(error).strip().splitlines()[0][:100]}", flush=True)
+            del calls[name], times[name]
+            continue
+        if got is not None and "gn" not in name and "Opacus" not in name:
+            difference = ((got.detach() - ours).abs() / ours).median().item()
+            print(f"{spec} {dtype}: {name} differs from ours by {difference:.1e} (median)", flush=True)
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start, busy = perf_counter(), process_time()
+            call()
+            times[name].append((perf_counter() - start, process_time() - busy))
+    rows = []
+    for name, taken in times.items():
+        baseline = "plain gn" if "gn" in name or "Opacus" in name else "plain"
+        found = row("gradient norms", {**Case(spec, dtype).params, "version": name}, "cpu", taken, times[baseline], baseline)
+        command = [sys.executable, __file__, "--peak", spec, str(dtype)[6:], name]
+        found["peak_mib"] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        found["command"] = f"python bench/gradnorms.py --cases {spec} --dtypes {str(dtype)[6:]} --rounds {rounds}"
+        wall, busy = (median(column) for column in zip(*taken, strict=True))
+        against, against_busy = (median(column) for column in zip(*times[baseline], strict=True))
+        print(
+            f"{spec} {str(dtype)[6:]} {name}: {wall * 1e3:.1f} ms, {wall / against:.2f} of {baseline}"
+            f" ({busy / against_busy:.2f} in processor time), {found['peak_mib']} MiB",
+            flush=True,
+        )
+        rows.append(found)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--cases", nargs="+", default=CASES)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", nargs="+", help="versions to run besides the baseline of each")
+    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if args.peak:
+        return peak(args.peak[0], getattr(torch, args.peak[1]), args.peak[2])
+    keep_freed_memory()
+    for spec in args.cases:
+        for dtype in args.dtypes:
+            rows = measure(spec, getattr(torch, dtype), args.rounds, args.only)
+            if args.record:
+                append("cpu", rows)
+    return None
+
+
+if __name__ == "__main__":
+    main()
