@@ -110,7 +110,7 @@ def prepare(
             100 * check_accuracy(judge, opened, workers=workers),
             opened.name,
         )
-    run = Run(run_dtype, batch or (512 if where.type == "cuda" else 64), workers, labeller)
+    run = Run(run_dtype, batch or (512 if where.type == "cuda" else 64), workers, labeller, batch or None)
     meta = describe(opened, main, labeller, method, config, run_dtype)
     return Plan(opened, main, method, config, run, meta)
 

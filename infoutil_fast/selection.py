@@ -26,6 +26,7 @@ class Run:
     batch: int = 64  # forwards at once
     workers: int = 0  # threads that read images
     label_teacher: Teacher | None = None  # None: the teacher itself
+    shapley_batch: int | None = None  # forwards at once of the Shapley maps; None: as many as are fastest (`forwards.ROWS`)
 
 
 class Common(Protocol):

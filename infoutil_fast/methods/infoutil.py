@@ -103,7 +103,7 @@ def heat_maps(teacher: Teacher, images: Tensor, label: int, cfg: Config, run: Ru
         evaluations=cfg.evaluations or None,
         payoff=cfg.payoff,
         dtype=run.dtype,
-        batch=run.batch,
+        batch=run.shapley_batch,
     )
     if cfg.design in ("border_hadamard", "exact"):
         return made(x, targets)
