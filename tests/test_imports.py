@@ -13,11 +13,12 @@ cli
 bench info demo
 pipeline evaluate report ondisk calibrate
 methods
-experts selection utility games
+selection utility games matching
+experts trajectory zca
 shapley kernel_shap gradnorm influence windows train store forwards locality teacher
 ops designs graphs
 kernels
-dispatch device data nets zoo augment recipes
+dispatch device data nets zoo augment dsa recipes
 cifar drawn folders figures charts heads memory hadamard
 types _version
 """.strip().splitlines()
