@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,8 @@ class Run:
     batch: int = 64  # forwards at once
     workers: int = 0  # threads that read images
     label_teacher: Teacher | None = None  # None: the teacher itself
+    folder: Path | None = None  # where joint methods keep their state; None: nowhere
+    progress: bool = False  # whether joint methods draw a bar
 
 
 class Common(Protocol):

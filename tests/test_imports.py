@@ -11,10 +11,11 @@ ORDER = """
 __main__
 cli
 bench info demo
-pipeline evaluate report ondisk calibrate
+pipeline evaluate matched report ondisk calibrate
 methods
-selection utility games matching
-experts trajectory zca
+matching
+selection utility games
+buffers experts trajectory zca
 shapley kernel_shap gradnorm influence windows train store forwards locality teacher
 ops designs graphs
 kernels
