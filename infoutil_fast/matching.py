@@ -7,7 +7,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +30,7 @@ from infoutil_fast.windows import whole_windows
 
 log = logging.getLogger(__name__)
 SAVE_SECONDS = 60.0  # between two checkpoints; when they are written changes no byte of the set
+STATE = "state.pt"  # the checkpoint, removed with the last class
 SURE = 20.0  # logit of the label where labels are hard: 1 - 1e-9 C after the softmax
 
 Gradients = Callable[[Inner, Segment, Tensor, Tensor, Tensor, Sequence[Step]], Matched]
@@ -76,6 +77,16 @@ class Synthetic:
     windows: Windows  # [n], the real images that they started as
 
 
+def check(experts: Experts, cfg: Matching) -> None:
+    """Raise `InputError` where the experts' paths are too short for the segments."""
+    last = cfg.max_start - 1 + cfg.expert_epochs
+    if last > experts.epochs:
+        raise InputError(
+            f"segments of {cfg.expert_epochs} epochs that start before epoch {cfg.max_start} reach epoch {last}, "
+            f"the experts at {experts.path} have {experts.epochs}: lower max_start"
+        )
+
+
 def start(source: Source, experts: Experts, cfg: Matching, positions: np.ndarray, labels: Tensor | None, run: Run) -> Synthetic:
     """The real images at `positions` [n], class by class; labels are class numbers where no logits [n, C] are given."""
     split, device = source.train, experts.device
@@ -112,13 +123,13 @@ def match(
     nothing. relabel(segment, images): logits to be used as labels in this iteration. Everything random comes from (seed, iteration),
     so that a run that goes on from its checkpoint in `run.folder` ends with the same bytes.
     """
-    _check_reach(experts, cfg, epochs)
+    check(experts, cfg)
     images, lr, labels = begin.images.clone(), begin.lr.clone(), begin.labels.clone()
     groups: list[dict[str, Any]] = [{"params": [images], "lr": cfg.lr_img}, {"params": [lr], "lr": cfg.lr_lr}]
     if lr_y > 0:
         groups.append({"params": [labels], "lr": lr_y, "momentum": 0.9})
     optimiser = torch.optim.SGD(groups, lr=1.0, momentum=0.5)
-    file = None if run.folder is None else run.folder / "state.pt"
+    file = None if run.folder is None else run.folder / STATE
     losses = _restore(file, images, labels, lr, optimiser)
     saved = time.monotonic()
     bar = tqdm(total=cfg.iterations, initial=len(losses), desc="match", unit="iteration", disable=None if run.progress else True)
@@ -180,15 +191,8 @@ def finish(experts: Experts, made: Synthetic, losses: list[float], labels: Seque
             peak_bytes=dict(stage.peak_bytes),
             pixels=pixels.cpu(),
         )
-
-
-def _check_reach(experts: Experts, cfg: Matching, epochs: Callable[[int], tuple[int, int]] | None) -> None:
-    last = max(high for _, high in map(epochs, range(cfg.iterations))) if epochs else cfg.max_start
-    if last - 1 + cfg.expert_epochs > experts.epochs:
-        raise InputError(
-            f"segments of {cfg.expert_epochs} epochs that start before epoch {last} reach epoch {last - 1 + cfg.expert_epochs}, "
-            f"the experts at {experts.path} have {experts.epochs}: lower max_start"
-        )
+    if run.folder is not None:  # every class is written by now
+        (run.folder / STATE).unlink(missing_ok=True)
 
 
 def _bytes(value: object) -> bytes:
@@ -228,5 +232,4 @@ def estimate(distill: Callable[..., Iterator[ClassShard]], source: Source, exper
         "seconds": round(shard.seconds["match"] / few * cfg.iterations, 1),
         "peak_bytes": max(shard.peak_bytes.values()),
         "measured_on": f"{few} of {cfg.iterations} iterations",
-        "settings": asdict(cfg),
     }

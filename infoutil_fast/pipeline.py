@@ -109,6 +109,8 @@ def prepare(
         raise InputError(f"{method} makes its own labels: leave out the label teacher")
     labeller = label_teacher if isinstance(label_teacher, Teacher | None) else load_teacher(str(label_teacher), opened, where)
     config = resolve(config, main.facts.size)
+    if isinstance(main, Experts):
+        matching.check(main, config)
     if preset == "paper" and labeller is None and config.ipc < 50:
         log.warning("the paper labels ipc %d with an early teacher (`infoutil teach --early`): give it as label_teacher", config.ipc)
     check_pool(opened, config)
@@ -202,15 +204,15 @@ def execute(plan: Plan, out: Path, *, overwrite: bool = False, progress: bool = 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if overwrite and world > 1:
         raise InputError("--overwrite needs a single process: remove the old set first, then start torchrun")
+    module = methods.load(plan.method)
+    if joint(module) and world > 1:
+        raise InputError(f"{plan.method} works on all classes at once: start it as one process, not {world}")
     store.begin(out, plan.meta, overwrite)
     own = range(len(plan.source.classes))[rank::world]
     todo = [label for label in own if not store.is_done(out, label)]
     done = len(own) - len(todo)
     if done:
         log.info("%s: %d classes are finished already", out, done)
-    module = methods.load(plan.method)
-    if joint(module) and world > 1:
-        raise InputError(f"{plan.method} works on all classes at once: start it as one process, not {world}")
     bar = tqdm(total=len(own), initial=done, desc=f"distil {plan.method}", unit="class", disable=None if progress else True)
     run = replace(plan.run, folder=out, progress=progress)
     for shard in module.distill(plan.source, plan.teacher, plan.config, todo, run) if todo else ():

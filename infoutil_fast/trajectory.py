@@ -107,22 +107,23 @@ def recursion(
     """
     one_of("mode", mode, MODES)
     path = _forward(inner, segment.start.detach(), images, labels, lr.detach(), steps)
-    rate, scale, soft = lr.detach(), segment.scale(), labels.is_floating_point()
+    rate, scale, soft = float(lr.detach()), segment.scale(), labels.is_floating_point()
     miss = path[-1] - segment.target
     v = 2 * miss / scale
-    of_images, of_lr = torch.zeros_like(images), torch.zeros_like(rate)
+    of_images, of_lr = torch.zeros_like(images), torch.zeros_like(lr)
     of_labels = torch.zeros_like(labels) if soft else None
     for step, theta in zip(reversed(steps), reversed(path[:-1]), strict=True):
         theta = theta.requires_grad_()
-        x, y = images[step.index].detach().requires_grad_(), labels[step.index].detach().requires_grad_(soft)
+        index = step.index.to(images.device)
+        x, y = images[index].detach().requires_grad_(), labels[index].detach().requires_grad_(soft)
         loss = inner.loss(theta, dsa.apply(x, step.augmentation), y)
         (slope,) = torch.autograd.grad(loss, theta, create_graph=True)
         s = v @ slope
         del slope, loss
         found = torch.autograd.grad(s, [x, *([y] if soft else []), *([theta] if mode == "exact" else [])])
-        of_images.index_add_(0, step.index, found[0], alpha=-float(rate))
+        of_images.index_add_(0, index, found[0], alpha=-rate)
         if of_labels is not None:
-            of_labels.index_add_(0, step.index, found[1], alpha=-float(rate))
+            of_labels.index_add_(0, index, found[1], alpha=-rate)
         of_lr -= s.detach()
         if mode == "exact":
             v = v - rate * found[-1]
