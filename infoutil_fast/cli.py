@@ -1,4 +1,4 @@
-"""The command line: teach, distill, evaluate, report, calibrate, info, demo."""
+"""The command line: teach, experts, distill, evaluate, report, calibrate, info, demo."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from infoutil_fast import methods
 from infoutil_fast._version import __version__
 from infoutil_fast.evaluate import LABELS, RECIPES, StudentRecipe, evaluate
+from infoutil_fast.experts import ExpertRecipe
 from infoutil_fast.memory import keep_freed_memory
 from infoutil_fast.pipeline import estimate, execute, prepare
 from infoutil_fast.train import EARLY, Recipe
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "infoutil: interrupted; teach goes on from its last epoch, distill from its last class, calibrate from its last image",
+            "infoutil: interrupted; teach and experts go on from their last epoch, distill from its last class, "
+            "calibrate from its last image",
             file=sys.stderr,
         )
         return 130
@@ -66,13 +68,23 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     _fields(teach, Recipe)
     teach.set_defaults(run=_teach)
 
+    experts = commands.add_parser("experts", parents=[common, running], help="train expert trajectories (mtt, tesla, datm)")
+    experts.add_argument("source", help="folder, .npz, CIFAR batches, digits or demo")
+    experts.add_argument("out", type=Path, help="folder of the experts")
+    experts.add_argument("--from-buffers", type=Path, help="take them from the replay_buffer_*.pt in this folder instead of training")
+    experts.add_argument("--to-buffers", type=Path, help="afterwards write them as replay_buffer_*.pt into this folder")
+    experts.add_argument("--dry-run", action="store_true", help="say what the experts take on disk; write nothing")
+    _fields(experts, ExpertRecipe)
+    experts.set_defaults(run=_experts)
+
     distill = commands.add_parser("distill", parents=[common, running], help="make a distilled set", conflict_handler="resolve")
     distill.add_argument("source", nargs="?", help="folder, .npz, CIFAR batches, digits or demo")
     distill.add_argument("out", type=Path, help="folder of the set")
-    distill.add_argument("--teacher", help="checkpoint or its folder, torchvision:NAME, timm:NAME")
+    distill.add_argument("--teacher", help="checkpoint or its folder, torchvision:NAME, timm:NAME; mtt, tesla, datm: folder of experts")
     distill.add_argument("--label-teacher", help="another teacher for the soft labels (the paper's early one)")
     distill.add_argument("--method", default=_method(words), choices=methods.available())
-    distill.add_argument("--preset", choices=["paper"], help="the method's published settings")
+    known = ", ".join(methods.presets(methods.load(_method(words)))) or "this method has none"
+    distill.add_argument("--preset", help=f"the method's published settings: {known}")
     distill.add_argument("--config", type=Path, help="meta.json of a set: make it again")
     distill.add_argument("--batch", type=int, default=0, help="forwards at once; 0: 64 on the CPU, 512 on CUDA")
     distill.add_argument("--overwrite", action="store_true", help="replace the set at OUT")
@@ -182,6 +194,27 @@ def _teach(args: argparse.Namespace, show: Show) -> None:
     show(
         last, f"{args.out / 'last.safetensors'}: {last['accuracy']:.2%} of {last['images']} validation images after {last['epoch']} epochs"
     )
+
+
+def _experts(args: argparse.Namespace, show: Show) -> None:
+    from infoutil_fast.buffers import export_buffers, import_buffers
+    from infoutil_fast.data import open_source
+    from infoutil_fast.device import choose_device
+    from infoutil_fast.experts import disk_bytes, train_experts
+
+    source, recipe = open_source(args.source), ExpertRecipe(**_given(args))
+    size = disk_bytes(recipe, len(source.classes), recipe.size or source.size)
+    if args.dry_run:
+        show({"disk_bytes": size}, f"{recipe.experts} experts of {recipe.epochs} epochs: {size / 1e9:.2f} GB; nothing was written")
+        return
+    if args.from_buffers:
+        made = import_buffers(args.from_buffers, source, recipe, args.out)
+    else:
+        device = choose_device(args.device)
+        made = train_experts(source, recipe, args.out, device=device, workers=args.workers, progress=not args.quiet)
+    if args.to_buffers:
+        export_buffers(made, args.to_buffers)
+    show({"experts": len(made), "epochs": made.epochs}, f"{args.out}: {len(made)} experts of {made.epochs} epochs")
 
 
 def _distill(args: argparse.Namespace, show: Show) -> None:

@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from infoutil_fast import augment, nets, store
+from infoutil_fast import augment, matched, nets, store
 from infoutil_fast.data import Source, open_source
 from infoutil_fast.device import autocast, choose_device, choose_dtype
 from infoutil_fast.teacher import Teacher, load_teacher, normalise
 from infoutil_fast.train import Pixels, accuracy, weight_groups
 from infoutil_fast.types import InputError, one_of
+from infoutil_fast.zca import Zca
 
 log = logging.getLogger(__name__)
 LABELS = ("online", "soft", "hard")
@@ -40,15 +41,18 @@ class StudentRecipe:
 
     epochs: int = 300  # passes over the distilled set
     batch: int = 0  # images a step; 0: 10, 50, 100 from ipc 1, 10, 50 on, doubled from 100 classes on
-    lr: float = 1e-3  # at the start
+    lr: float = 1e-3  # at the start; 0 with sgd: the one that the set's method learned
     weight_decay: float = 0.01  # on weights of two and more dimensions
-    schedule: str = "half_cosine"  # half_cosine ends at half the rate (RDED); cosine at zero
+    schedule: str = "half_cosine"  # half_cosine ends at half the rate (RDED); cosine at zero; step: with sgd
     bn_updates: int = 2  # running statistics move this often a step (RDED runs each batch forward twice)
     temperature: float = 20.0  # of soft labels; the loss is not multiplied by its square
     cutmix: bool = True  # one box a batch
+    optimiser: str = "adamw"  # adamw; sgd: the matching methods' protocol, DSA, no cutmix, decay on all weights, rate / 10 half way
 
 
 RECIPES = {"rded": StudentRecipe(), "fixed": StudentRecipe(schedule="cosine", bn_updates=1)}
+# MTT's evaluate_synset: 1000 epochs and one more, at the learned step size (lr 0)
+RECIPES["matching"] = StudentRecipe(1001, 256, 0.0, 5e-4, "step", 1, 1.0, False, "sgd")
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,17 @@ class Bench:
     labels: str
     device: torch.device
     dtype: torch.dtype
+    zca: Zca | None = None  # the students see whitened pixels
+    floats: Tensor | None = None  # [n, 3, S, S] float32 as the students see them, where `pixels` are only their rounding
+
+    def see(self, images: Tensor) -> Tensor:
+        """uint8 [N, 3, S, S] as a student sees them."""
+        images = images.to(self.device)
+        return normalise(images, self.mean, self.std) if self.zca is None else self.zca.apply(images.float() / 255)
 
     def predict(self, net: nn.Module, images: Tensor) -> Tensor:
         with torch.inference_mode(), autocast(self.device, self.dtype):
-            return net(normalise(images.to(self.device), self.mean, self.std)).float()
+            return net(self.see(images)).float()
 
     def targets(self, index: Tensor, mixed: Tensor, other: Tensor, kept: float, temperature: float) -> Tensor:
         """Class probabilities [n, C] that the student should give to `mixed` (normalised)."""
@@ -119,6 +130,15 @@ def train_student(bench: Bench, name: str, recipe: StudentRecipe, seed: int, wat
     return net.eval()
 
 
+def train_matched(bench: Bench, name: str, recipe: StudentRecipe, seed: int, watch: Callable[[int, nn.Module], None]) -> nn.Module:
+    """One student by the matching methods' protocol, on the float images where the set has them."""
+    images = bench.see(bench.pixels) if bench.floats is None else bench.floats.to(bench.device)
+    every = torch.arange(len(images))
+    targets = bench.targets(every, images, every, 1.0, recipe.temperature)
+    protocol = matched.Protocol(recipe.epochs, recipe.batch, recipe.lr, recipe.weight_decay)
+    return matched.train_student(name, images, targets, protocol, seed, bench.dtype, watch)
+
+
 def _augmented(bench: Bench, index: Tensor, recipe: StudentRecipe, generator: Generator) -> tuple[Tensor, Tensor, float]:
     images = augment.shuffle_patches(bench.pixels[index], bench.factor, generator)
     if bench.factor > 1:
@@ -152,8 +172,8 @@ def evaluate(
 
     seed: of the first student, the others follow. ipc: use the first so many images of each class; images are stored best
     first, so at factor 1 that is the set of that ipc. labels: "online" (the teacher labels every augmented, mixed
-    batch), "soft" (stored logits), "hard". recipe: "rded", or "fixed"
-    (cosine to zero, one batch-norm update), with `changes` of its fields (epochs=30). teacher, source: others than those the
+    batch), "soft" (stored logits), "hard". recipe: "rded", "fixed" (cosine to zero, one batch-norm update) or "matching" (learned
+    step size and DSA; labels soft or hard), with `changes` of its fields (epochs=30). teacher, source: others than those the
     set was made with. best_of_test: also report the best of six late epochs, which peeks at the test set, under that name.
 
     Returns, and appends to the set's evaluations.jsonl, accuracies in [0, 1]: `last` by seed, their `mean` and `std` (n - 1).
@@ -169,6 +189,13 @@ def evaluate(
     if opened.classes != tuple(have.meta["source"]["classes"]):
         raise InputError(f"{opened.name} has other classes than the set at {path}")
     about = have.meta["label_teacher"] or have.meta["teacher"]
+    whitening = Path(path) / "zca.safetensors"
+    if whitening.is_file() and chosen.optimiser != "sgd":
+        raise InputError(f"{path} is whitened: recipe matching keeps it so, {recipe!r} does not")
+    if labels == "online" and chosen.optimiser == "sgd":
+        raise InputError("recipe matching has no on-line teacher: labels soft or hard")
+    if chosen.optimiser == "sgd" and not chosen.lr:
+        chosen = replace(chosen, lr=matched.learned_lr(Path(path)))
     oracle = load_teacher(teacher or about["spec"], opened, where) if labels == "online" else None
     if oracle and not teacher and oracle.facts.hash != about["hash"]:
         raise InputError(f"{about['spec']} is no longer the teacher of {path} (its weights changed): name one with --teacher")
@@ -183,6 +210,8 @@ def evaluate(
         labels,
         where,
         choose_dtype(dtype, where),
+        Zca.load(whitening).to(where) if whitening.is_file() else None,
+        have.floats(),
     )
     test = Pixels(opened.val, have.meta["size"], workers)
     start = time.perf_counter()
@@ -197,7 +226,7 @@ def evaluate(
                     watched.append(accuracy(lambda x: bench.predict(net, x), test.batches(np.arange(len(test.labels)), 256)))
                 bar.update()
 
-            train_student(bench, student, chosen, own, watch)
+            (train_matched if chosen.optimiser == "sgd" else train_student)(bench, student, chosen, own, watch)
             last.append(watched[-1])
             best.append(max(watched))
             bar.set_postfix(accuracy=f"{last[-1]:.1%}")
@@ -245,7 +274,12 @@ def complete(recipe: str | StudentRecipe, changes: dict[str, Any], ipc: int, cla
         recipe = replace(recipe, **changes)
     except TypeError as error:
         raise InputError(f"a recipe has no {', '.join(set(changes) - set(asdict(recipe)))}; it has {', '.join(asdict(recipe))}") from error
-    if recipe.epochs < 1 or recipe.schedule not in ("half_cosine", "cosine"):
+    one_of("optimiser", recipe.optimiser, ("adamw", "sgd"))
+    if recipe.optimiser == "sgd" and (recipe.schedule, recipe.cutmix) != ("step", False):
+        raise InputError("optimiser sgd goes with schedule step and without cutmix: take recipe matching")
+    if recipe.optimiser != "sgd" and not recipe.lr > 0:
+        raise InputError(f"lr must be above 0, not {recipe.lr}")
+    if recipe.epochs < 1 or (recipe.optimiser != "sgd" and recipe.schedule not in ("half_cosine", "cosine")):
         raise InputError(f"epochs must be at least 1 and schedule half_cosine or cosine, not {recipe.epochs} and {recipe.schedule!r}")
     batch = recipe.batch or (100 if ipc >= 50 else 50 if ipc >= 10 else 10) * (2 if classes >= 100 else 1)
     return replace(recipe, batch=min(batch, images))

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from infoutil_fast import methods, store
+from infoutil_fast import matching, methods, store
 from infoutil_fast._version import __version__
 from infoutil_fast.data import Source, open_source
 from infoutil_fast.device import choose_device, choose_dtype
+from infoutil_fast.experts import Experts
 from infoutil_fast.selection import Run
 from infoutil_fast.teacher import Facts, Teacher, check_accuracy, load_teacher
 from infoutil_fast.types import InputError
@@ -30,7 +31,7 @@ class Plan:
     """All that a distillation needs, checked; nothing has been written yet."""
 
     source: Source
-    teacher: Teacher
+    teacher: Teacher | Experts
     method: str
     config: Any  # the method's Config
     run: Run
@@ -39,7 +40,7 @@ class Plan:
 
 def distill(
     source: str | Path | Source,
-    teacher: str | Path | Teacher,
+    teacher: str | Path | Teacher | Experts,
     out: str | Path,
     *,
     method: str = "infoutil",
@@ -56,10 +57,11 @@ def distill(
     """Distil `source` with `teacher` into the folder `out` and return it; the command is `infoutil distill`.
 
     source, teacher, label_teacher: what `open_source` and `load_teacher` take, or the opened thing. The label teacher gives
-    the soft labels (the paper's early teacher); None: the teacher. preset: "paper", the method's settings as published.
+    the soft labels (the paper's early teacher); None: the teacher. For mtt, tesla and datm the teacher is a folder of
+    `infoutil experts`. preset: the method's settings as published ("paper", or "cifar10-ipc1" and the like).
     options: the fields of the method's `Config` (ipc, pool, seed, ...). device, dtype ("auto", "float32", "bfloat16"), workers
-    (threads), batch (forwards at once, 0: 64 on the CPU, 512 on CUDA): how to run. A run cut short goes on class by class and
-    ends with the same bytes; under `torchrun` the ranks share the classes.
+    (threads), batch (forwards at once, 0: 64 on the CPU, 512 on CUDA): how to run. A run cut short goes on class by class (mtt,
+    tesla, datm: from its last checkpoint) and ends with the same bytes; under `torchrun` the ranks share the classes.
 
     Raises `InputError` before anything is written when something does not fit.
     """
@@ -80,7 +82,7 @@ def distill(
 
 def prepare(
     source: str | Path | Source,
-    teacher: str | Path | Teacher,
+    teacher: str | Path | Teacher | Experts,
     *,
     method: str = "infoutil",
     preset: str | None = None,
@@ -97,9 +99,18 @@ def prepare(
     run_dtype = choose_dtype(dtype, where)
     opened = source if isinstance(source, Source) else open_source(source)
     config = configure(module, preset, options)
-    main = teacher if isinstance(teacher, Teacher) else load_teacher(str(teacher), opened, where)
+    main: Teacher | Experts = (
+        teacher if isinstance(teacher, Teacher | Experts) else getattr(module, "open_teacher", load_teacher)(str(teacher), opened, where)
+    )
+    if isinstance(main, Experts) != joint(module):
+        wanted = "a folder of `infoutil experts`" if joint(module) else "a teacher"
+        raise InputError(f"{method} learns from {wanted}, not from {main.facts.spec or main.facts.name}")
+    if joint(module) and label_teacher is not None:
+        raise InputError(f"{method} makes its own labels: leave out the label teacher")
     labeller = label_teacher if isinstance(label_teacher, Teacher | None) else load_teacher(str(label_teacher), opened, where)
     config = resolve(config, main.facts.size)
+    if isinstance(main, Experts):
+        matching.check(main, config)
     if preset == "paper" and labeller is None and config.ipc < 50:
         log.warning("the paper labels ipc %d with an early teacher (`infoutil teach --early`): give it as label_teacher", config.ipc)
     check_pool(opened, config)
@@ -115,18 +126,21 @@ def prepare(
     return Plan(opened, main, method, config, run, meta)
 
 
+def joint(module: Any) -> bool:
+    """Whether a method works on all classes at once, from experts instead of a teacher."""
+    return hasattr(module, "open_teacher")
+
+
 def configure(module: Any, preset: str | None, options: dict[str, Any]) -> Any:
     """The method's `Config` from its defaults, a preset and options, in this order of weakness."""
     known = {f.name for f in fields(module.Config)}
     unknown = sorted(set(options) - known)
     if unknown:
         raise InputError(f"{module.__name__.rsplit('.', 1)[1]} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    presets: dict[str | None, dict[str, Any]] = {None: {}, **({"paper": module.PAPER} if hasattr(module, "PAPER") else {})}
-    if preset not in presets:
-        raise InputError(
-            f"{module.__name__.rsplit('.', 1)[1]} has no preset {preset!r}; it has {', '.join(filter(None, presets)) or 'none'}"
-        )
-    return module.Config(**{**presets[preset], **options})
+    presets = methods.presets(module)
+    if preset is not None and preset not in presets:
+        raise InputError(f"{module.__name__.rsplit('.', 1)[1]} has no preset {preset!r}; it has {', '.join(presets) or 'none'}")
+    return module.Config(**{**(presets[preset] if preset else {}), **options})
 
 
 def resolve(config: Any, size: int) -> Any:
@@ -160,7 +174,9 @@ def check_pool(source: Source, config: Any) -> None:
             )
 
 
-def describe(source: Source, teacher: Teacher, labeller: Teacher | None, method: str, config: Any, dtype: torch.dtype) -> dict[str, Any]:
+def describe(
+    source: Source, teacher: Teacher | Experts, labeller: Teacher | None, method: str, config: Any, dtype: torch.dtype
+) -> dict[str, Any]:
     """The meta.json: all that decides the bytes of the set."""
 
     def about(facts: Facts) -> dict[str, Any]:
@@ -188,15 +204,18 @@ def execute(plan: Plan, out: Path, *, overwrite: bool = False, progress: bool = 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if overwrite and world > 1:
         raise InputError("--overwrite needs a single process: remove the old set first, then start torchrun")
+    module = methods.load(plan.method)
+    if joint(module) and world > 1:
+        raise InputError(f"{plan.method} works on all classes at once: start it as one process, not {world}")
     store.begin(out, plan.meta, overwrite)
     own = range(len(plan.source.classes))[rank::world]
     todo = [label for label in own if not store.is_done(out, label)]
     done = len(own) - len(todo)
     if done:
         log.info("%s: %d classes are finished already", out, done)
-    module = methods.load(plan.method)
     bar = tqdm(total=len(own), initial=done, desc=f"distil {plan.method}", unit="class", disable=None if progress else True)
-    for shard in module.distill(plan.source, plan.teacher, plan.config, todo, plan.run):
+    run = replace(plan.run, folder=out, progress=progress)
+    for shard in module.distill(plan.source, plan.teacher, plan.config, todo, run) if todo else ():
         pool = [plan.source.train.names[i] for i in plan.source.pool(shard.label, plan.config.pool, plan.config.seed)]
         store.write_class(out, shard, plan.source.train.names, pool, rank)
         bar.set_postfix_str(plan.source.classes[shard.label])
@@ -207,6 +226,8 @@ def execute(plan: Plan, out: Path, *, overwrite: bool = False, progress: bool = 
 
 def estimate(plan: Plan) -> dict[str, Any]:
     """What `execute` would do, with the seconds of one class measured now on few images and scaled up."""
+    if isinstance(plan.teacher, Experts):
+        return matching.estimate(methods.load(plan.method).distill, plan.source, plan.teacher, plan.config, plan.run)
     trial = min(16, plan.config.pool, int(min(len(plan.source.train.of_class(c)) for c in range(len(plan.source.classes)))))
     small = replace(plan.config, ipc=1, factor=1 if trial < plan.config.factor**2 else plan.config.factor, pool=trial)
     module = methods.load(plan.method)

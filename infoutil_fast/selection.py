@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +28,8 @@ class Run:
     workers: int = 0  # threads that read images
     label_teacher: Teacher | None = None  # None: the teacher itself
     shapley_batch: int | None = None  # forwards at once of the Shapley maps; None: as many as are fastest (`forwards.ROWS`)
+    folder: Path | None = None  # where joint methods keep their state; None: nowhere
+    progress: bool = False  # whether joint methods draw a bar
 
 
 class Common(Protocol):

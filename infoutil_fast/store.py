@@ -22,6 +22,8 @@ from torch.utils.data import Dataset
 from infoutil_fast.types import ClassShard, InputError, one_of
 
 FORMAT = 1
+PIXELS = "pixels.safetensors"  # float images of a class, where the .png are only their rounding
+JOINT = ("state.pt", "images_best.pt", "labels_best.pt", "lr_best.pt", "losses.csv", "zca.safetensors")  # of methods over all classes
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -79,7 +81,7 @@ def _clear(path: Path) -> None:
     for name in ("scores", "images", "labels"):  # the scores first: without them a class counts as unfinished
         if (path / name).exists():
             shutil.rmtree(path / name)
-    for name in ("timings.jsonl", "evaluations.jsonl", "report.html", "meta.json"):
+    for name in ("timings.jsonl", "evaluations.jsonl", "report.html", *JOINT, "meta.json"):
         (path / name).unlink(missing_ok=True)
 
 
@@ -102,6 +104,8 @@ def write_class(path: Path, shard: ClassShard, names: tuple[str, ...], pool: lis
         buffer = BytesIO()
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
         write_bytes(path / "images" / folder(shard.label) / f"{i:05d}.png", buffer.getvalue())
+    if shard.pixels is not None:
+        write_bytes(path / "images" / folder(shard.label) / PIXELS, save({"pixels": shard.pixels.contiguous()}))
     write_bytes(path / "labels" / f"{folder(shard.label)}.safetensors", save({"soft": shard.soft.half().contiguous()}))
     line = {"label": shard.label, "rank": rank, "seconds": shard.seconds, "peak_bytes": shard.peak_bytes}
     with open(path / "timings.jsonl", "a") as file:
@@ -139,6 +143,14 @@ class DistilledSet(Dataset[tuple[Any, Any]]):
         """All images, uint8 [n, 3, S, S]."""
         arrays = [np.asarray(Image.open(file).convert("RGB")) for file in self.files]
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+    def floats(self) -> Tensor | None:
+        """Float32 pixels [n, 3, S, S] as the student sees them; None for a set whose images are all there is."""
+        wanted = sorted({file.parent for file in self.files})
+        if not all((own / PIXELS).is_file() for own in wanted):
+            return None
+        held = {own: load_file(own / PIXELS)["pixels"] for own in wanted}
+        return torch.stack([held[file.parent][int(file.stem)] for file in self.files])
 
 
 def load(path: str | Path, labels: str = "hard", transform: Callable[[Any], Any] | None = None) -> DistilledSet:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -135,7 +135,15 @@ def check_classes(facts: Facts, source: Source) -> None:
         raise InputError(f"class {index} is {theirs!r} for teacher {facts.name} and {ours!r} in {source.name}: the class orders differ")
 
 
-def check_accuracy(teacher: Teacher, source: Source, *, seed: int = 0, count: int = 512, workers: int = 0) -> float:
+class Judge(Protocol):
+    """What gives logits for images: a teacher, or experts."""
+
+    @property
+    def facts(self) -> Facts: ...
+    def logits(self, images: Tensor) -> Tensor: ...
+
+
+def check_accuracy(teacher: Judge, source: Source, *, seed: int = 0, count: int = 512, workers: int = 0) -> float:
     """Share right on a seeded sample of the validation split.
 
     Raises `InputError` at chance level (within three standard deviations of 1 / C), which is what a wrong class order or a

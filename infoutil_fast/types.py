@@ -68,3 +68,4 @@ class ClassShard:
     extra: dict[str, np.ndarray] = field(default_factory=dict)  # heat maps and the like, for the report
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     peak_bytes: dict[str, int] = field(default_factory=dict)  # by stage
+    pixels: Tensor | None = None  # [n, 3, S, S] float32 as the student sees them, where `images` are only their rounding

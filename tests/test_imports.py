@@ -11,13 +11,15 @@ ORDER = """
 __main__
 cli
 bench info demo
-pipeline evaluate report ondisk calibrate
+pipeline evaluate matched report ondisk calibrate
 methods
-experts selection utility games
+matching
+selection utility games
+buffers experts trajectory zca
 shapley kernel_shap gradnorm gradrules influence windows train store forwards locality teacher
 ops designs graphs
 kernels
-dispatch device data nets zoo augment recipes
+dispatch device data nets zoo augment dsa recipes
 cifar drawn folders figures charts heads memory hadamard
 types _version
 """.strip().splitlines()

@@ -8,6 +8,7 @@ import re
 from dataclasses import fields
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from infoutil_fast.types import one_of
 
@@ -23,8 +24,13 @@ def load(name: str) -> ModuleType:
     return import_module(f"{__name__}.{name}")
 
 
+def presets(module: ModuleType) -> dict[str, dict[str, Any]]:
+    """A method's published settings by name: its `PRESETS`, or its `PAPER` as "paper"."""
+    return dict(getattr(module, "PRESETS", {"paper": module.PAPER} if hasattr(module, "PAPER") else {}))
+
+
 def comments(config: type) -> dict[str, str]:
     """The comment behind each field of a configuration: its documentation, and the help of its option."""
-    source = inspect.getsource(config)
+    source = "".join(inspect.getsource(base) for base in reversed(config.__mro__[:-1]))  # shared settings first, its own win
     found = {m[1]: m[2].strip() for m in re.finditer(r"^ +(\w+):[^#\n]*#(.*)$", source, re.MULTILINE)}
     return {f.name: found.get(f.name, "") for f in fields(config)}

@@ -1,0 +1,235 @@
+"""What the trajectory methods share: real start images, the outer loop over iterations with its checkpoints, and the finished set."""
+
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+from infoutil_fast import dsa
+from infoutil_fast.data import Source
+from infoutil_fast.experts import Experts
+from infoutil_fast.memory import Stages
+from infoutil_fast.selection import Run
+from infoutil_fast.store import write_bytes
+from infoutil_fast.trajectory import Inner, Matched, Segment, Step
+from infoutil_fast.types import ClassShard, InputError, Windows
+from infoutil_fast.windows import whole_windows
+
+log = logging.getLogger(__name__)
+SAVE_SECONDS = 60.0  # between two checkpoints; when they are written changes no byte of the set
+STATE = "state.pt"  # the checkpoint, removed with the last class
+SURE = 20.0  # logit of the label where labels are hard: 1 - 1e-9 C after the softmax
+
+Gradients = Callable[[Inner, Segment, Tensor, Tensor, Tensor, Sequence[Step]], Matched]
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The settings of every trajectory method."""
+
+    ipc: int = 10  # distilled images per class
+    pool: int = 5000  # images per class to choose from: the real images that the synthetic ones start as
+    seed: int = 0  # of the start images, and of the segments, batches and augmentation of every iteration
+    iterations: int = 5000  # updates of the synthetic images
+    syn_steps: int = 30  # steps of the student in an iteration
+    expert_epochs: int = 2  # length of the expert's segment that the student is to match
+    max_start: int = 20  # segments start before this epoch
+    batch_syn: int = 0  # synthetic images in a step of the student; 0: all
+    lr_img: float = 100.0  # learning rate of the pixels
+    lr_lr: float = 1e-5  # learning rate of the student's step size
+    lr_init: float = 0.01  # step size of the student at the start
+    augment: str = dsa.STRATEGY  # groups of DSA joined by _, empty for none
+    factor: ClassVar[int] = 1  # whole images, not stitched
+
+    def __post_init__(self) -> None:
+        dsa.groups(self.augment)
+        for name in ("iterations", "syn_steps", "expert_epochs", "max_start"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("batch_syn", "lr_img", "lr_lr"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if not self.lr_init > 0:
+            raise InputError(f"lr_init must be above 0, not {self.lr_init}")
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Images as the student sees them, their labels and its step size."""
+
+    images: Tensor  # [n, 3, S, S] float32, class by class
+    labels: Tensor  # [n] int64, or [n, C] float32 logits
+    lr: Tensor  # []
+    hard: Tensor  # [n] int64, the class of each image
+    windows: Windows  # [n], the real images that they started as
+
+
+def check(experts: Experts, cfg: Matching) -> None:
+    """Raise `InputError` where the experts' paths are too short for the segments."""
+    last = cfg.max_start - 1 + cfg.expert_epochs
+    if last > experts.epochs:
+        raise InputError(
+            f"segments of {cfg.expert_epochs} epochs that start before epoch {cfg.max_start} reach epoch {last}, "
+            f"the experts at {experts.path} have {experts.epochs}: lower max_start"
+        )
+
+
+def start(source: Source, experts: Experts, cfg: Matching, positions: np.ndarray, labels: Tensor | None, run: Run) -> Synthetic:
+    """The real images at `positions` [n], class by class; labels are class numbers where no logits [n, C] are given."""
+    split, device = source.train, experts.device
+    pixels = split.batch(positions, experts.size, run.workers).to(device)
+    hard = torch.from_numpy(split.labels[positions]).to(device)
+    lr = torch.tensor(cfg.lr_init, device=device)
+    return Synthetic(experts.view.see(pixels), hard if labels is None else labels, lr, hard, whole_windows(split, positions))
+
+
+def random_positions(source: Source, cfg: Matching) -> np.ndarray:
+    """`ipc` random images of each class's pool, class by class, [C ipc] int64."""
+    return np.concatenate([shuffled_pool(source, label, cfg)[: cfg.ipc] for label in range(len(source.classes))])
+
+
+def shuffled_pool(source: Source, label: int, cfg: Matching) -> np.ndarray:
+    return np.random.default_rng([cfg.seed, label]).permutation(source.pool(label, cfg.pool, cfg.seed))
+
+
+def match(
+    experts: Experts,
+    begin: Synthetic,
+    cfg: Matching,
+    run: Run,
+    gradients: Gradients,
+    *,
+    epochs: Callable[[int], tuple[int, int]] | None = None,
+    lr_y: float = 0.0,
+    threshold: float = math.inf,
+    relabel: Callable[[Segment, Tensor], Tensor] | None = None,
+) -> tuple[Synthetic, list[float]]:
+    """Learn images and step size, and labels where `lr_y` > 0, by SGD on the matching loss; also the loss of each iteration.
+
+    epochs(iteration): segments start in [low, high); default [0, max_start). threshold: an iteration with a larger loss changes
+    nothing. relabel(segment, images): logits to be used as labels in this iteration. Everything random comes from (seed, iteration),
+    so that a run that goes on from its checkpoint in `run.folder` ends with the same bytes.
+    """
+    check(experts, cfg)
+    images, lr, labels = begin.images.clone(), begin.lr.clone(), begin.labels.clone()
+    groups: list[dict[str, Any]] = [{"params": [images], "lr": cfg.lr_img}, {"params": [lr], "lr": cfg.lr_lr}]
+    if lr_y > 0:
+        groups.append({"params": [labels], "lr": lr_y, "momentum": 0.9})
+    optimiser = torch.optim.SGD(groups, lr=1.0, momentum=0.5)
+    file = None if run.folder is None else run.folder / STATE
+    losses = _restore(file, images, labels, lr, optimiser)
+    saved = time.monotonic()
+    bar = tqdm(total=cfg.iterations, initial=len(losses), desc="match", unit="iteration", disable=None if run.progress else True)
+    for iteration in range(len(losses), cfg.iterations):
+        generator = Generator().manual_seed(cfg.seed * 1_000_003 + iteration)
+        low, high = epochs(iteration) if epochs else (0, cfg.max_start)
+        expert, first = (int(torch.randint(a, b, (), generator=generator)) for a, b in ((0, len(experts)), (low, high)))
+        segment = experts.segment(expert, first, cfg.expert_epochs)
+        if relabel is not None:
+            labels = relabel(segment, images)
+        found = gradients(experts.inner, segment, images, labels, lr, draw_steps(len(images), cfg, generator))
+        if not math.isfinite(found.loss):
+            raise InputError(
+                f"the matching loss is not finite in iteration {iteration + 1}: try a lower lr_img or lr_lr, or fewer syn_steps"
+            )
+        losses.append(found.loss)
+        if found.loss <= threshold:
+            images.grad, lr.grad, labels.grad = found.images, found.lr, found.labels if lr_y > 0 else None
+            optimiser.step()
+        bar.set_postfix(loss=f"{found.loss:.3f}", lr=f"{float(lr):.4f}", refresh=False)
+        bar.update()
+        if file is not None and (time.monotonic() - saved >= SAVE_SECONDS or iteration + 1 == cfg.iterations):
+            _save(file, images, labels, lr, optimiser, losses)
+            saved = time.monotonic()
+    bar.close()
+    if not images.isfinite().all():
+        raise InputError("the images are not finite after the last iteration: try a lower lr_img")
+    return replace(begin, images=images, labels=labels, lr=lr), losses
+
+
+def draw_steps(n: int, cfg: Matching, generator: Generator) -> list[Step]:
+    """Batches of shuffled passes over the n images, the last of a pass a short one, each with its augmentation."""
+    steps: list[Step] = []
+    while len(steps) < cfg.syn_steps:
+        for index in torch.randperm(n, generator=generator).split(cfg.batch_syn or n):
+            steps.append(Step(index, dsa.draw(cfg.augment, len(index), generator)))
+    return steps[: cfg.syn_steps]
+
+
+def finish(experts: Experts, made: Synthetic, losses: list[float], labels: Sequence[int], run: Run, stage: Stages) -> Iterator[ClassShard]:
+    """The shards of `labels`; beforehand the last iterate in `run.folder` under the public codes' names, and the losses."""
+    if run.folder is not None:
+        for name, value in (("images", made.images), ("labels", made.labels), ("lr", made.lr)):
+            write_bytes(run.folder / f"{name}_best.pt", _bytes(value.cpu()))
+        write_bytes(run.folder / "losses.csv", "".join(f"{i + 1},{loss:.6g}\n" for i, loss in enumerate(losses)).encode())
+        if experts.view.zca is not None:
+            experts.view.zca.save(run.folder / "zca.safetensors")
+    logits = made.labels if made.labels.is_floating_point() else SURE * F.one_hot(made.labels, len(experts.facts.classes)).float()
+    for label in labels:
+        own = torch.nonzero(made.hard == label)[:, 0]
+        pixels, windows = made.images[own], made.windows[own.cpu().numpy()]
+        yield ClassShard(
+            label,
+            experts.view.unsee(pixels).cpu(),
+            logits[own, None].cpu(),
+            windows,
+            np.zeros(len(own), np.float32),
+            seconds=dict(stage.seconds),
+            peak_bytes=dict(stage.peak_bytes),
+            pixels=pixels.cpu(),
+        )
+    if run.folder is not None:  # every class is written by now
+        (run.folder / STATE).unlink(missing_ok=True)
+
+
+def _bytes(value: object) -> bytes:
+    buffer = BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _save(file: Path, images: Tensor, labels: Tensor, lr: Tensor, optimiser: torch.optim.Optimizer, losses: list[float]) -> None:
+    state = {"images": images, "labels": labels, "lr": lr, "optimiser": optimiser.state_dict(), "losses": losses}
+    write_bytes(file, _bytes(state))
+
+
+def _restore(file: Path | None, images: Tensor, labels: Tensor, lr: Tensor, optimiser: torch.optim.Optimizer) -> list[float]:
+    """Continue from `file` where it is: fills the tensors in place; the losses so far."""
+    if file is None or not file.exists():
+        return []
+    try:
+        state = torch.load(file, weights_only=True, map_location=images.device)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise InputError(f"{file} cannot be read ({type(error).__name__}): delete it to start again") from error
+    for name, tensor in (("images", images), ("labels", labels), ("lr", lr)):
+        tensor.copy_(state[name])
+    optimiser.load_state_dict(state["optimiser"])
+    log.info("%s: going on after iteration %d", file.parent, len(state["losses"]))
+    return list(state["losses"])
+
+
+def estimate(distill: Callable[..., Iterator[ClassShard]], source: Source, experts: Experts, cfg: Matching, run: Run) -> dict[str, Any]:
+    """Seconds and memory of a whole run from three iterations done now; nothing is written."""
+    few = min(3, cfg.iterations)
+    trial = replace(run, folder=None, progress=False)
+    shard = next(distill(source, experts, replace(cfg, iterations=few), [0], trial))
+    return {
+        "classes": len(source.classes),
+        "images_made": cfg.ipc * len(source.classes),
+        "seconds": round(shard.seconds["match"] / few * cfg.iterations, 1),
+        "peak_bytes": max(shard.peak_bytes.values()),
+        "measured_on": f"{few} of {cfg.iterations} iterations",
+    }

@@ -1,0 +1,107 @@
+"""DATM: trajectory matching with learned soft labels and segments of growing difficulty (ICLR 2024, arXiv:2310.05773)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infoutil_fast import recipes
+from infoutil_fast.data import Source
+from infoutil_fast.experts import Experts, open_experts
+from infoutil_fast.matching import Matching, finish, match, shuffled_pool, start
+from infoutil_fast.memory import Stages
+from infoutil_fast.selection import Run
+from infoutil_fast.trajectory import MODES, Inner, Matched, Segment, Step, recursion, unroll
+from infoutil_fast.types import ClassShard, InputError, one_of
+
+open_teacher = open_experts  # what `--teacher` names
+PRESETS = recipes.DATM
+JUDGES = 10  # experts that judge the start images and give their labels, after their last epoch
+
+
+@dataclass(frozen=True)
+class Config(Matching):
+    iterations: int = 10_000  # updates of the synthetic images
+    min_start: int = 0  # segments start at this epoch or later
+    cur_start: int = 10  # segments of the first iteration start before this epoch
+    expansion_end: int = 1000  # iteration from which segments start anywhere before max_start; 0: from the first on
+    lr_y: float = 2.0  # learning rate of the labels
+    threshold: float = 0.0  # an iteration whose matching loss is larger changes nothing; 0: none
+    mode: str = "exact"  # gradient: unroll (T inner graphs), exact (the same, one graph), first_order
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("mode", self.mode, ("unroll", *MODES))
+        if not 0 <= self.min_start < self.cur_start <= self.max_start:
+            raise InputError(f"needed is 0 <= min_start < cur_start <= max_start, not {self.min_start}, {self.cur_start}, {self.max_start}")
+        for name in ("lr_y", "threshold", "expansion_end"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
+
+def window(cfg: Config, iteration: int) -> tuple[int, int]:
+    """Segments start in [low, high); high grows from cur_start to max_start."""
+    if iteration >= cfg.expansion_end:
+        return cfg.min_start, cfg.max_start
+    return cfg.min_start, cfg.cur_start + (cfg.max_start - cfg.cur_start) * iteration // cfg.expansion_end
+
+
+def distill(source: Source, experts: Experts, cfg: Config, labels: Sequence[int], run: Run) -> Iterator[ClassShard]:
+    """All classes at once; shards of `labels`."""
+
+    def gradients(inner: Inner, segment: Segment, images: Tensor, y: Tensor, lr: Tensor, steps: Sequence[Step]) -> Matched:
+        if cfg.mode == "unroll":
+            return unroll(inner, segment, images, y, lr, steps)
+        return recursion(inner, segment, images, y, lr, steps, cfg.mode)
+
+    stage = Stages(experts.device)
+    with stage("start"):
+        positions, logits = right_images(source, experts, cfg, run)
+        begin = start(source, experts, cfg, positions, logits, run)
+    with stage("match"):
+        made, losses = match(
+            experts,
+            begin,
+            cfg,
+            run,
+            gradients,
+            epochs=lambda iteration: window(cfg, iteration),
+            lr_y=cfg.lr_y,
+            threshold=cfg.threshold or math.inf,
+        )
+    yield from finish(experts, made, losses, labels, run, stage)
+
+
+def right_images(source: Source, experts: Experts, cfg: Config, run: Run) -> tuple[np.ndarray, Tensor]:
+    """Of each class the first `ipc` images of its shuffled pool that an expert gets right: positions [n] and label logits [n, C].
+
+    The logits are the mean of those experts that are right. Raises `InputError` for a class with too few such images.
+    """
+    positions, logits = [], []
+    for label in range(len(source.classes)):
+        pool = shuffled_pool(source, label, cfg)
+        found, means = [], []
+        for part in np.array_split(pool, -(-len(pool) // 256)):
+            images = source.train.batch(part, experts.size, run.workers)
+            each = torch.stack([experts.logits(images, expert) for expert in range(min(JUDGES, len(experts)))])  # [E, b, C]
+            right = each.argmax(2) == label  # [E, b]
+            count = right.sum(0)
+            mean = (each * right[:, :, None]).sum(0) / count.clamp_min(1)[:, None]  # [b, C]
+            found.append(part[(count > 0).cpu().numpy()])
+            means.append(mean[count > 0])
+            if sum(map(len, found)) >= cfg.ipc:
+                break
+        kept = np.concatenate(found)[: cfg.ipc]
+        if len(kept) < cfg.ipc:
+            raise InputError(
+                f"the experts are right on {len(kept)} of {len(pool)} images of class {source.classes[label]!r}, "
+                f"ipc {cfg.ipc} needs as many: lower ipc, raise pool, or train the experts longer"
+            )
+        positions.append(kept)
+        logits.append(torch.cat(means)[: cfg.ipc])
+    return np.concatenate(positions), torch.cat(logits)

@@ -1,0 +1,54 @@
+"""TESLA: trajectory matching at constant memory, exact or first-order as published (ICML 2023, arXiv:2211.10586)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from infoutil_fast import recipes
+from infoutil_fast.data import Source
+from infoutil_fast.experts import Experts, open_experts
+from infoutil_fast.matching import Matching, finish, match, random_positions, start
+from infoutil_fast.memory import Stages
+from infoutil_fast.selection import Run
+from infoutil_fast.trajectory import MODES, Inner, Matched, Segment, Step, recursion
+from infoutil_fast.types import ClassShard, InputError, one_of
+
+open_teacher = open_experts  # what `--teacher` names
+PRESETS = recipes.TESLA
+
+
+@dataclass(frozen=True)
+class Config(Matching):
+    mode: str = "exact"  # gradient: exact (that of the full unroll), first_order (as published: the adjoint frozen)
+    halve: bool = False  # halve the image gradient, as the public code does
+    teacher_labels: bool = False  # labels of an iteration are the logits of its expert at the segment's end
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("mode", self.mode, MODES)
+        if self.halve and self.mode == "exact":
+            raise InputError("halve belongs to mode first_order: the exact gradient is not halved anywhere")
+
+
+def distill(source: Source, experts: Experts, cfg: Config, labels: Sequence[int], run: Run) -> Iterator[ClassShard]:
+    """All classes at once; shards of `labels`. Teacher labels in the set are those of the last iteration."""
+
+    def gradients(inner: Inner, segment: Segment, images: Tensor, y: Tensor, lr: Tensor, steps: Sequence[Step]) -> Matched:
+        return recursion(inner, segment, images, y, lr, steps, cfg.mode, cfg.halve)
+
+    def teacher(segment: Segment, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([experts.inner.logits(segment.target, part) for part in images.split(256)])
+
+    stage = Stages(experts.device)
+    with stage("match"):
+        first = None
+        if cfg.teacher_labels:  # only their shape matters here: every iteration makes its own
+            first = torch.zeros(cfg.ipc * len(source.classes), len(source.classes), device=experts.device)
+        begin = start(source, experts, cfg, random_positions(source, cfg), first, run)
+        made, losses = match(experts, begin, cfg, run, gradients, relabel=teacher if cfg.teacher_labels else None)
+    yield from finish(experts, made, losses, labels, run, stage)
