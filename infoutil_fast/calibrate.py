@@ -83,7 +83,10 @@ def calibrate(
 def _about(games: Games, seed: int, draws: int, formats: bool) -> dict[str, Any]:
     """What every row says of the run."""
     facts, device, dtype = games.teacher.facts, games.teacher.device, str(games.dtype).removeprefix("torch.")
-    command = f"infoutil calibrate {games.source.spec} --teacher {facts.spec or facts.name} --images {len(games.positions)}"
+    source, teacher = (
+        "/".join(Path(spec).parts[-2:]) for spec in (games.source.spec, facts.spec or facts.name)
+    )  # not this machine's folders
+    command = f"infoutil calibrate {source} --teacher {teacher} --images {len(games.positions)}"
     command += f" --grid {games.grid} --seed {seed} --draws {draws} --device {device} --dtype {dtype}" + " --formats" * formats
     return {
         "images": len(games.positions),

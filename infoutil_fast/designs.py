@@ -83,10 +83,9 @@ def border_hadamard(d: int = 16, evaluations: int | None = None) -> Coalitions:
     `spread` is the disagreement of the blocks with each other; of one block with the border; or of the border's halves.
     """
     n = order(d)
-    border, own = 2 + 2 * d, own_size(d)
-    if (own if evaluations is None else evaluations) >= 1 << d:
+    border, budget = 2 + 2 * d, own_size(d) if evaluations is None else evaluations
+    if budget >= 1 << d:
         return exact(d)
-    budget = own if evaluations is None else evaluations
     if budget < border:
         raise InputError(f"border_hadamard takes at least {border} evaluations for {d} patches (2 + 2 a patch), not {budget}")
     pairs = (budget - border) // 2

@@ -157,7 +157,8 @@ class Forwards:
                 step = max(1, self.rows // max(1, self.group(M) if self.compiled else B))  # coalitions at once
                 step = math.ceil(M / math.ceil(M / step)) if M else 1
                 if self.compiled:
-                    images, fill = _repeated(images, self.group(M)), _repeated(fill, self.group(M)) if _by_image(fill) else fill
+                    group = self.group(M)
+                    images, fill = _repeated(images, group), by_image(fill, lambda rows: _repeated(rows, group))  # noqa: B023
                     masks = _repeated(masks, math.ceil(M / step) * step)
                 own = evaluating(self.model) if self.net is self.model else nullcontext()
                 with own, torch.inference_mode(), autocast(images.device, torch.float32 if self.casts else self.dtype):
@@ -222,13 +223,14 @@ class Forwards:
         return have[:n]
 
 
-def _repeated(tensor: Any, n: int) -> Any:
+def _repeated(tensor: Tensor, n: int) -> Tensor:
     """With the last row repeated up to n rows."""
     return tensor if len(tensor) >= n else torch.cat([tensor, tensor[-1:].expand(n - len(tensor), *tensor.shape[1:])])
 
 
-def _by_image(fill: float | Tensor) -> bool:
-    return isinstance(fill, Tensor) and fill.ndim == 4
+def by_image(fill: float | Tensor, take: Callable[[Tensor], Tensor]) -> float | Tensor:
+    """A fill with `take` applied to its rows, where it has one for each image; any other fill as it is."""
+    return take(fill) if isinstance(fill, Tensor) and fill.ndim == 4 else fill
 
 
 def _first_line(error: BaseException) -> str:

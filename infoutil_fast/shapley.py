@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from infoutil_fast.designs import border_hadamard, plan
 from infoutil_fast.device import native_bfloat16
-from infoutil_fast.forwards import PROBE, Forwards
+from infoutil_fast.forwards import PROBE, Forwards, by_image
 from infoutil_fast.hadamard import order
 from infoutil_fast.types import Coalitions, InputError, one_of
 
@@ -124,11 +125,12 @@ class PatchShapley:
             at_once = 1 if self.redrawn else forwards.group(len(self.coalitions.masks))
             for i in range(0, len(images), at_once):
                 part = slice(i, i + at_once)
-                shown = fill[part] if isinstance(fill, Tensor) and fill.ndim == 4 else fill
                 coalitions = self.coalitions
                 if self.redrawn:
                     coalitions = plan("captum", self._d, len(coalitions.masks), generator or self.generator).to(self.device)
-                phi, error, used = self._maps(forwards, images[part], targets[part], shown, coalitions, target_error)
+                phi, error, used = self._maps(
+                    forwards, images[part], targets[part], by_image(fill, operator.itemgetter(part)), coalitions, target_error
+                )
                 maps.append(phi)
                 errors.append(error)
                 spent.append(used)
@@ -153,8 +155,7 @@ class PatchShapley:
         """Maps [b, d] float64, relative squared errors [b], evaluations spent [b]; further blocks for images above the target."""
 
         def values(which: Tensor, masks: Tensor) -> Tensor:
-            shown = fill[which] if isinstance(fill, Tensor) and fill.ndim == 4 else fill
-            z = forwards(images[which], masks, shown).double()  # [b, M, K]
+            z = forwards(images[which], masks, by_image(fill, operator.itemgetter(which))).double()  # [b, M, K]
             t = targets[which].repeat_interleave(z.shape[1])[:, None]
             return PAYOFFS[self.payoff](z.flatten(0, 1), t).view(len(z), -1)
 
@@ -183,7 +184,7 @@ class PatchShapley:
             return self.dtype
         if len(images) < PROBE_FROM:
             return torch.float32
-        shown = fill[:1] if isinstance(fill, Tensor) and fill.ndim == 4 else fill
+        shown = by_image(fill, operator.itemgetter(slice(1)))
         exact, short = (
             self._maps(self._with(dtype), images[:1], targets[:1], shown, self.coalitions, None)
             for dtype in (torch.float32, torch.bfloat16)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import pytest
 import torch
+from enumeration import by_definition
 
 from infoutil_fast import InputError
 from infoutil_fast.designs import (
@@ -25,17 +25,6 @@ from infoutil_fast.designs import (
 from infoutil_fast.hadamard import hadamard, order
 from infoutil_fast.shapley import read_out
 from infoutil_fast.types import Coalitions
-
-
-def by_definition(values: dict[tuple[int, ...], float], d: int) -> torch.Tensor:
-    """Equation 4 of the paper, one marginal contribution after the other."""
-    phi = torch.zeros(d, dtype=torch.float64)
-    for i in range(d):
-        others = [j for j in range(d) if j != i]
-        for k in range(d):
-            for s in itertools.combinations(others, k):
-                phi[i] += (values[tuple(sorted((*s, i)))] - values[s]) / (d * math.comb(d - 1, k))
-    return phi
 
 
 def additive_game(masks: torch.Tensor, order: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
+from enumeration import by_definition
 from torch import nn
 
 from infoutil_fast import InputError, nets, patch_shapley, shapley
 from infoutil_fast.shapley import PAYOFFS, PatchShapley
 from infoutil_fast.types import Coalitions
-
-
-def by_definition(values: dict[tuple[int, ...], float], d: int) -> torch.Tensor:
-    """Equation 4 of the paper, one marginal contribution after the other."""
-    phi = torch.zeros(d, dtype=torch.float64)
-    for i in range(d):
-        others = [j for j in range(d) if j != i]
-        for k in range(d):
-            for s in itertools.combinations(others, k):
-                phi[i] += (values[tuple(sorted((*s, i)))] - values[s]) / (d * math.comb(d - 1, k))
-    return phi
 
 
 class Sum(nn.Module):
