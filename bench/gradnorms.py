@@ -14,6 +14,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache, partial
 from statistics import median
 from time import perf_counter, process_time
 from typing import Any
@@ -118,26 +119,33 @@ def opacus(case: Case, ghost: bool) -> Callable[[], Tensor]:
     return run
 
 
-def versions(spec: str, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
-    case, other = Case(spec, dtype), Case(spec, dtype)
-    other.model = with_group_norm(other.model)
+def versions(spec: str, dtype: torch.dtype) -> dict[str, Callable[[], Callable[[], Any]]]:
+    """What makes each version's call; a rival is imported, and a net built, only for the versions that run."""
+    case = cache(partial(Case, spec, dtype))
+
+    @cache
+    def grouped() -> Case:
+        other = Case(spec, dtype)
+        other.model = with_group_norm(other.model)
+        return other
+
     return {
-        "plain": case.plain,
-        "ours": case.ours,
-        "ours, 512 MiB": case.ours_capped,
-        "BackPACK": backpack(case),
-        "torch.func": case.vmapped,
-        "loop": case.looped,
-        "plain gn": other.plain,
-        "ours gn": other.ours,
-        "Opacus ghost": opacus(other, ghost=True),
-        "Opacus hooks": opacus(other, ghost=False),
+        "plain": lambda: case().plain,
+        "ours": lambda: case().ours,
+        "ours, 512 MiB": lambda: case().ours_capped,
+        "BackPACK": lambda: backpack(case()),
+        "torch.func": lambda: case().vmapped,
+        "loop": lambda: case().looped,
+        "plain gn": lambda: grouped().plain,
+        "ours gn": lambda: grouped().ours,
+        "Opacus ghost": lambda: opacus(grouped(), ghost=True),
+        "Opacus hooks": lambda: opacus(grouped(), ghost=False),
     }
 
 
 def peak(spec: str, dtype: torch.dtype, name: str) -> None:
     """Print how much one call adds to what the process holds, in MiB."""
-    call = versions(spec, dtype)[name]
+    call = versions(spec, dtype)[name]()
     reset_peak(CPU)  # no call before: what one has freed would count as held already
     before = peak_bytes(CPU)
     call()
@@ -145,20 +153,23 @@ def peak(spec: str, dtype: torch.dtype, name: str) -> None:
 
 
 def measure(spec: str, dtype: torch.dtype, rounds: int, only: list[str] | None) -> list[dict[str, Any]]:
-    calls = versions(spec, dtype)
-    ours = calls["ours"]()
-    calls = {name: call for name, call in calls.items() if not only or name in ("plain", *only)}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-    for name in [*calls]:
+    makers = versions(spec, dtype)
+    ours = makers["ours"]()()
+    calls: dict[str, Callable[[], Any]] = {}
+    for name, make in makers.items():
+        if only and name not in ("plain", *only):
+            continue
         try:
+            calls[name] = make()
             got = calls[name]()
-        except (NotImplementedError, RuntimeError, AttributeError, AssertionError) as error:
+        except (ImportError, NotImplementedError, RuntimeError, AttributeError, AssertionError) as error:
             print(f"{spec} {dtype}: {name} cannot: {str(error).strip().splitlines()[0][:100]}", flush=True)
-            del calls[name], times[name]
+            calls.pop(name, None)
             continue
         if got is not None and "gn" not in name and "Opacus" not in name:
             difference = ((got.detach() - ours).abs() / ours).median().item()
             print(f"{spec} {dtype}: {name} differs from ours by {difference:.1e} (median)", flush=True)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             start, busy = perf_counter(), process_time()

@@ -1,14 +1,15 @@
-// What the ops share: bfloat16, copying, threads.
+// What the ops share: bfloat16, copying.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <thread>
 #include <vector>
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+
+#include "threads.h"
 
 namespace py = pybind11;
 
@@ -47,13 +48,4 @@ inline void copy_onwards(char *to, const char *from, int64_t n) {
     for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(to + i + 4096, 1);  // past the end it does nothing
 #endif
     std::memcpy(to, from, n);
-}
-
-// Calls f(begin, end) on `threads` near-equal parts of [0, n); f must not throw nor touch Python.
-template <typename F> void parallel(int64_t threads, int64_t n, F f) {
-    threads = std::max<int64_t>(1, std::min(threads, n));
-    std::vector<std::thread> others;
-    for (int64_t t = 1; t < threads; ++t) others.emplace_back(f, n * t / threads, n * (t + 1) / threads);
-    f(0, n / threads);
-    for (auto &other : others) other.join();
 }

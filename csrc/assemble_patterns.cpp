@@ -74,9 +74,10 @@ py::array assemble_patterns(const py::array &maps, const Int32 &index, const Int
                   index.data(), row.data(), pieces, static_cast<char *>(result.mutable_data())};
     const py::gil_scoped_release release;
     const int64_t rows = std::clamp<int64_t>(CACHED / (P * line), 1, H);
-    parallel(threads, images * ((H + rows - 1) / rows) * M, [&](int64_t begin, int64_t end) {
+    const int64_t items = images * ((H + rows - 1) / rows) * M;
+    each_part(threads, threads, [&](int64_t t) {
         const std::unique_ptr<Run[]> runs(new Run[pieces.size()]);
-        write(job, rows, begin, end, runs.get());
+        write(job, rows, items * t / threads, items * (t + 1) / threads, runs.get());
     });
     return result;
 }

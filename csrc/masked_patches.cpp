@@ -81,7 +81,7 @@ template <typename Out> void run(const Job &job, int64_t threads) {
     threads = std::max<int64_t>(1, std::min(threads, items));
     const std::unique_ptr<Out[]> scratch(new Out[2 * band * threads]);
     const std::unique_ptr<Run[]> runs(new Run[job.cols * threads]);
-    parallel(threads, threads, [&](int64_t t, int64_t) {
+    each_part(threads, threads, [&](int64_t t) {
         Out *shown = scratch.get() + 2 * band * t;
         write(job, items * t / threads, items * (t + 1) / threads, shown, shown + band, runs.get() + job.cols * t);
     });

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 
 #include <pybind11/stl.h>
 
@@ -51,14 +50,9 @@ struct Pixels {
     }
 };
 
-// f(n) for every sample. Threads take the next one that is left, since one of them may find its core taken; which of them does is no matter.
 template <typename F> void each_sample(int64_t N, int64_t threads, F f) {
-    std::atomic<int64_t> next{0};
-    threads = std::max<int64_t>(1, std::min(threads, N));
     const py::gil_scoped_release release;
-    parallel(threads, threads, [&](int64_t, int64_t) {
-        for (int64_t n; (n = next++) < N;) f(n);
-    });
+    each_part(N, threads, f);
 }
 
 template <typename F> py::array_t<float> by_sample(int64_t N, int64_t threads, F f) {
