@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 
 from infoutil_fast.device import evaluating
-from infoutil_fast.gradrules import TORCH_FLOATS, has_rule, layer_sqnorm
+from infoutil_fast.gradcalls import Call, Look, look, recording, run, spread
+from infoutil_fast.gradrules import TORCH_FLOATS, has_rule
 from infoutil_fast.types import InputError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -54,9 +53,9 @@ def grad_norms(
     if layers not in ("all", "last"):
         raise InputError(f"layers={layers!r} is not known; possible: 'all', 'last'")
     with ready(model, images, targets, dtype, max_memory):
-        alone, batch = probe(model, images[:1], dtype, max_memory or MEMORY)
-        step = partial(_all_layers, alone=alone, backend=backend) if layers == "all" else _last_layer
-        squares = scan(partial(step, model, loss, dtype), images, targets, batch)
+        seen = look(model, images, dtype, copies=layers == "all")
+        step = partial(_all_layers, seen=seen, backend=backend) if layers == "all" else _last_layer
+        squares = scan(partial(step, model, loss, dtype), images, targets, seen.batch(max_memory or MEMORY))
     norms = sum(squares.values(), images.new_zeros(len(images), dtype=torch.float64)).sqrt().float()
     return (norms, squares) if per_layer else norms
 
@@ -67,8 +66,8 @@ def el2n(model: nn.Module, images: Tensor, targets: Tensor, *, dtype: torch.dtyp
     Arguments and errors as `grad_norms`.
     """
     with ready(model, images, targets, dtype, max_memory), torch.no_grad():
-        batch = probe(model, images[:1], dtype, max_memory or MEMORY)[1]
-        squares = scan(lambda x, y, i: {"": loss_gradients(_forward(model, x, dtype), y, None, i).square().sum(1)}, images, targets, batch)
+        batch = look(model, images, dtype).batch(max_memory or MEMORY)
+        squares = scan(lambda x, y, i: {"": loss_gradients(run(model, x, dtype), y, None, i).square().sum(1)}, images, targets, batch)
     return squares[""].sqrt().float() if squares else images.new_zeros(0, dtype=torch.float32)
 
 
@@ -113,14 +112,6 @@ def scan(step: Callable[[Tensor, Tensor, int], Squares], images: Tensor, targets
     return squares
 
 
-def _forward(model: Callable[..., Any], x: Tensor, dtype: torch.dtype | None) -> Any:
-    kind = x.device.type
-    low = torch.is_autocast_enabled(kind) if dtype is None else dtype != torch.float32
-    # no cache: two uses of one weight would look like one in the graph
-    with torch.autocast(kind, dtype if dtype and low else torch.get_autocast_dtype(kind), enabled=low, cache_enabled=False):
-        return model(x)
-
-
 def loss_gradients(logits: Tensor, targets: Tensor, loss: Loss | None, start: int) -> Tensor:
     """Gradient [n, C] of the losses in float64: in float32 p - y cancels where the net is confident."""
     n = len(targets)
@@ -142,66 +133,7 @@ def loss_gradients(logits: Tensor, targets: Tensor, loss: Loss | None, start: in
     return g
 
 
-@dataclass
-class _Call:
-    """One call of a layer in a forward."""
-
-    name: str
-    layer: Any
-    x: Tensor | None  # until the norm is taken
-    version: int  # of x, which may be changed in place later
-    out: Tensor | None  # the output, only without autograd: a hook of the graph holds this call, which must not hold the graph
-    own: set[str] = field(default_factory=set)  # the parameters whose only use this call is
-    square: Tensor | None = None  # [n]
-
-    def take(self, backend: str, g: Tensor) -> None:
-        """The norm from the output's gradient, then let go of the input."""
-        if self.own and self.x is not None:
-            with torch.no_grad():
-                self.square = layer_sqnorm(self.layer, self.x, g, self.own, backend)
-        self.x = None
-
-
-@contextmanager
-def _recording(
-    model: nn.Module, wanted: Callable[[nn.Module], bool], backend: str = "auto"
-) -> Iterator[tuple[list[_Call], list[GradientEdge]]]:
-    """The calls of wanted layers within, and the edges of those below which no gradient goes.
-
-    A call's norm is taken in the backward, as soon as the gradient of its output is there, whatever is changed in place afterwards.
-    """
-    calls: list[_Call] = []
-    ends: list[GradientEdge] = []
-
-    def hook(name: str, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if out._is_view():  # a change in place would cut the view out of the graph
-            out = out.clone()
-        if args:
-            calls.append(_Call(name, layer, args[0].detach(), args[0]._version, None if out.requires_grad else out))
-            if out.requires_grad:
-                out.register_hook(partial(calls[-1].take, backend))
-            if out.requires_grad and not args[0].requires_grad:
-                ends.append(get_gradient_edge(out))
-        return out
-
-    hooks = [m.register_forward_hook(partial(hook, name), prepend=True) for name, m in model.named_modules() if wanted(m)]
-    try:
-        yield calls, ends
-    finally:
-        for h in hooks:
-            h.remove()
-
-
-def probe(model: nn.Module, image: Tensor, dtype: torch.dtype | None, memory: int) -> tuple[set[str], int]:
-    """From a forward of one sample: the layers whose inputs' first dimension counts samples, and how many samples to take at once."""
-    with _recording(model, has_rule) as (calls, _), torch.no_grad():
-        if len(image):
-            _forward(model, image.detach().clone(), dtype)
-    held = sum(c.out.nbytes for c in calls if c.out is not None)
-    return {c.name for c in calls if c.x is not None and len(c.x) == 1}, max(1, min(256, memory // (3 * held + 1)))
-
-
-def _unrounded(logits: Tensor, calls: list[_Call]) -> Tensor:
+def _unrounded(logits: Tensor, calls: list[Call]) -> Tensor:
     """The logits in float32 where the last layer gave them in a narrow type: by that p - y loses more digits than by all before."""
     last = calls[-1] if calls and isinstance(logits, Tensor) and logits.dtype in (torch.bfloat16, torch.float16) else None
     if last is None or not isinstance(last.layer, nn.Linear) or last.x is None:
@@ -215,8 +147,9 @@ def _unrounded(logits: Tensor, calls: list[_Call]) -> Tensor:
 
 
 def _last_layer(model: nn.Module, loss: Loss | None, dtype: torch.dtype | None, x: Tensor, y: Tensor, start: int) -> Squares:
-    with _recording(model, lambda m: isinstance(m, nn.Linear)) as (calls, _), torch.no_grad():
-        logits = _forward(model, x, dtype)
+    with recording(model, lambda m: isinstance(m, nn.Linear)) as record, torch.no_grad():
+        logits = run(model, x, dtype)
+    calls = record.calls
     g = loss_gradients(_unrounded(logits, calls), y, loss, start)
     last = calls[-1] if calls else None
     if last is None or last.x is None or last.out is None or last.x.ndim != 2 or not torch.equal(last.out, logits):
@@ -225,33 +158,43 @@ def _last_layer(model: nn.Module, loss: Loss | None, dtype: torch.dtype | None, 
 
 
 def _all_layers(
-    model: nn.Module, loss: Loss | None, dtype: torch.dtype | None, x: Tensor, y: Tensor, start: int, *, alone: set[str], backend: str
+    model: nn.Module, loss: Loss | None, dtype: torch.dtype | None, x: Tensor, y: Tensor, start: int, *, seen: Look, backend: str
 ) -> Squares:
-    with _recording(model, has_rule, backend) as (calls, ends):
-        logits = _forward(model, x.clone(), dtype)
-    g = loss_gradients(_unrounded(logits, calls), y, loss, start)
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    copies = {name: spread(params[name], form, len(x)) for name, form in seen.copies.items()}
+    with recording(model, has_rule, backend) as record:
+        logits = run(model, x.clone(), dtype, copies)
+    g = loss_gradients(_unrounded(logits, record.calls), y, loss, start)
     if not logits.requires_grad:
         raise InputError("the logits carry no gradient: the forward runs without autograd, or uses no parameter that requires one")
     size = g.abs().amax(1)  # [n]; the backward runs on g / size, so that no sample underflows
     unit = (g / size.clamp(min=torch.finfo(g.dtype).tiny)[:, None]).to(logits.dtype)
-    uses = _uses(logits, [c for c in calls if c.out is None])
-    for c in calls:
-        if c.x is not None and c.name in alone and c.out is None and len(c.x) == len(x) and c.x._version == c.version:
+    uses = _uses(logits, [c for c in record.calls if c.out is None])
+    for c in record.calls:
+        if c.x is not None and c.x.shape[1:] in seen.shapes.get(c.name, ()) and c.out is None and len(c.x) == len(x):
             own = {k for k, p in c.layer.named_parameters(recurse=False) if uses[p] == 2}
-            c.own = own if own <= {"weight", "bias"} else set()
+            c.own = own if own <= {"weight", "bias"} and c.x._version == c.version else set()
+    found: Sequence[Tensor | None] = []
+    ends: list[Any] = [*copies.values(), *record.ends]
     if ends:  # only gradients of layer outputs are propagated: down to the layers that come first, none of weights
         with torch.autocast(x.device.type, enabled=False):
-            torch.autograd.grad(logits, ends, unit, allow_unused=True)
-    squares = {c.name: c.square for c in calls if c.square is not None}
-    covered = {id(p) for c in calls if c.square is not None for k, p in c.layer.named_parameters(recurse=False) if k in c.own}
-    left = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in covered}
+            found = torch.autograd.grad(logits, ends, unit, allow_unused=True)
+    squares = {name: _whole(g, len(x)) for name, g in zip(copies, found, strict=False) if g is not None}
+    squares |= {c.name: c.square for c in record.calls if c.square is not None}
+    covered = {id(p) for c in record.calls if c.square is not None for k, p in c.layer.named_parameters(recurse=False) if k in c.own}
+    left = {name: p for name, p in params.items() if id(p) not in covered and name not in copies}
     if left:
         log.info("gradient norms of %s by torch.func: no rule for these parameters", ", ".join(left))
         squares |= _by_sample(model, dtype, x, unit, left)
     return {name: s.double() * size.square() for name, s in squares.items()}
 
 
-def _uses(logits: Tensor, calls: list[_Call]) -> Counter[Tensor]:
+def _whole(g: Tensor, n: int) -> Tensor:
+    """Squared norms [n] of gradients [n, ...]."""
+    return g.reshape(n, -1).to(torch.promote_types(g.dtype, torch.float32)).square().sum(1)
+
+
+def _uses(logits: Tensor, calls: list[Call]) -> Counter[Tensor]:
     """How often each parameter is met in the graph, plus how often in `calls`: 2 where one call is its only use."""
     uses: Counter[Tensor] = Counter(p for c in calls for p in c.layer.parameters(recurse=False))
     seen, todo = set(), [logits.grad_fn]
@@ -270,7 +213,7 @@ def _by_sample(model: nn.Module, dtype: torch.dtype | None, x: Tensor, unit: Ten
 
     def squares(image: Tensor, g: Tensor) -> Squares:
         at = {name: p.detach() for name, p in params.items()}
-        grads = grad(lambda values: (_forward(partial(functional_call, model, values), image[None].clone(), dtype)[0] * g).sum())(at)
+        grads = grad(lambda values: (run(partial(functional_call, model, values), image[None].clone(), dtype)[0] * g).sum())(at)
         return {name: v.double().square().sum() for name, v in grads.items()}
 
     rows = max(1, 8 * TORCH_FLOATS // sum(p.numel() for p in params.values()))
@@ -281,7 +224,7 @@ def _by_sample(model: nn.Module, dtype: torch.dtype | None, x: Tensor, unit: Ten
         log.info("the model cannot be vmapped (%s): one sample at a time", str(error).strip().partition("\n")[0])
     result = {name: unit.new_zeros(len(x), dtype=torch.float64) for name in params}
     for i in range(len(x)):
-        logits = _forward(model, x[i : i + 1].clone(), dtype)
+        logits = run(model, x[i : i + 1].clone(), dtype)
         for name, v in zip(params, torch.autograd.grad(logits, [*params.values()], unit[i : i + 1], materialize_grads=True), strict=True):
             result[name][i] = v.double().square().sum()
     return result

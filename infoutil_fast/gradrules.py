@@ -156,7 +156,7 @@ def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor, own: Collection[str], 
 
 
 RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: _linear,
+    **dict.fromkeys((nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear), _linear),
     **dict.fromkeys((nn.Conv1d, nn.Conv2d), _conv),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d), _running_norm),
     nn.GroupNorm: _group_norm,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from infoutil_fast.gradnorm import MEMORY, Loss, loss_gradients, probe, ready, scan
+from infoutil_fast.gradcalls import look
+from infoutil_fast.gradnorm import MEMORY, Loss, loss_gradients, ready, scan
 from infoutil_fast.types import InputError
 
 
@@ -47,6 +48,5 @@ def grad_dots(
         return {"": (loss_gradients(logits, y, loss, start) * change.double()).sum(1)}
 
     with ready(model, images, targets, None, max_memory):
-        _, batch = probe(model, images[:1], None, max_memory or MEMORY)
-        found = scan(dots, images, targets, batch)
+        found = scan(dots, images, targets, look(model, images, None).batch(max_memory or MEMORY))
     return found[""].float() if found else images.new_zeros(0, dtype=torch.float32)

@@ -16,7 +16,7 @@ methods
 matching
 selection utility games
 buffers experts trajectory zca
-shapley kernel_shap gradnorm gradrules influence windows train store forwards locality teacher
+shapley kernel_shap gradnorm gradcalls gradrules influence windows train store forwards locality teacher
 ops designs graphs
 kernels
 dispatch device data nets zoo augment dsa recipes
