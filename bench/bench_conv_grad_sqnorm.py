@@ -1,8 +1,6 @@
 """conv_grad_sqnorm and gram_sqnorm beside the whole batch's ordinary weight gradient.
 
 python -m pytest bench/bench_conv_grad_sqnorm.py [--record]
-
-The rows are what `gradrules.gram_is_cheaper` is fitted to.
 """
 
 from __future__ import annotations

@@ -32,17 +32,22 @@ def layer_sqnorm(layer: nn.Module, x: Tensor, g: Tensor, own: Collection[str], b
     return RULES[type(layer)](layer, x, g, own, backend)
 
 
-def gram_is_cheaper(size: Two, positions: Two, channels: Two, kernel: Two, stride: Two) -> bool:
+GRAM_FACTOR, GRAM_SHIFT = 1.2, 10.0  # fitted by bench/gram_rule.py: a Gram's multiply-add over a direct one's; one of the shifted sums
+
+
+def gram_is_cheaper(
+    size: Two, positions: Two, channels: Two, kernel: Two, stride: Two, factor: float = GRAM_FACTOR, shift: float = GRAM_SHIFT
+) -> bool:
     """Whether pixel Grams beat ||G'U||^2, for an input of `size` pixels and (in, out) channels; in multiply-adds.
 
     Half of each Gram is formed, one for each place of the kernel's offsets within the stride; the shifted sum of products costs as much
-    as ten multiply-adds an element and offset. The two constants are fitted: bench/bench_conv_grad_sqnorm.py.
+    as `shift` multiply-adds an element and offset.
     """
     t, taps = prod(positions), prod(kernel)
     pixels = prod(-(-n // s) for n, s in zip(size, stride, strict=True))
     parts = prod(min(k, s) for k, s in zip(kernel, stride, strict=True))
-    gram = (parts * pixels**2 * channels[0] + t**2 * channels[1]) / 2 + 10 * taps * t**2
-    return 1.2 * gram < t * taps * channels[0] * channels[1]
+    gram = (parts * pixels**2 * channels[0] + t**2 * channels[1]) / 2 + shift * taps * t**2
+    return factor * gram < t * taps * channels[0] * channels[1]
 
 
 def _in_parts(op: Callable[..., Tensor], x: Tensor, g: Tensor, floats: int, backend: str, *options: Any) -> Tensor:

@@ -1,0 +1,91 @@
+"""How far gradient norms of a trained net on real images lie from whole gradients in float64: ours and torch's own, in each number format.
+
+python bench/gradnorm_accuracy.py SOURCE --teacher TEACHER [--images 400] [--record]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from statistics import quantiles
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from record import append, origin
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from infoutil_fast.data import open_source
+from infoutil_fast.device import autocast
+from infoutil_fast.gradnorm import grad_norms
+from infoutil_fast.teacher import load_teacher
+
+CPU = torch.device("cpu")
+
+
+def whole(net: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """One backward a sample, as autograd does it: norms [n] float64."""
+    norms = []
+    for image, target in zip(tqdm(x, desc=f"autograd {str(dtype)[6:]}", leave=False), y, strict=True):
+        with autocast(CPU, dtype):
+            logits = net(image[None].to(next(net.parameters()).dtype))
+        loss = F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), target[None])
+        grads = torch.autograd.grad(loss, [*net.parameters()])
+        norms.append(torch.stack([g.double().square().sum() for g in grads]).sum().sqrt())
+    return torch.stack(norms)
+
+
+def ranks(values: Tensor) -> Tensor:
+    return values.argsort().argsort().double()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", action="store_true")
+    args = parser.parse_args()
+    source = open_source(args.source)
+    teacher = load_teacher(args.teacher, source, CPU)
+    net = teacher.net.eval()
+    positions = np.random.default_rng(args.seed).choice(len(source.val.labels), args.images, replace=False)
+    x = teacher.normalise(source.val.batch(positions, teacher.facts.size))
+    y = torch.from_numpy(source.val.labels[positions])
+    exact = whole(copy.deepcopy(net).double(), x, y, torch.float64)
+    ways: dict[str, Callable[[torch.dtype], Tensor]] = {
+        "ours": lambda dtype: grad_norms(net, x, y, dtype=dtype),
+        "autograd": lambda dtype: whole(net, x, y, dtype),
+    }
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for name, way in ways.items():
+            found = way(dtype).double()
+            errors = ((found - exact).abs() / exact).tolist()
+            at = quantiles(errors, n=20)
+            figures = {
+                "p90": at[17],
+                "largest": max(errors),
+                "spearman": torch.corrcoef(torch.stack([ranks(found), ranks(exact)]))[0, 1].item(),
+            }
+            params = {
+                "source": source.name,
+                "net": teacher.facts.name,
+                "accuracy": teacher.facts.accuracy,
+                "dtype": str(dtype)[6:],
+                "version": name,
+            }
+            command = f"python bench/gradnorm_accuracy.py SOURCE --teacher TEACHER --images {args.images} --seed {args.seed}"
+            row = {**origin("gradient norms, relative error", params, "cpu"), "n": args.images, "median": at[9], "iqr": [at[4], at[14]]}
+            rows.append({**row, "unit": "of the norm in float64", "figures": figures, "command": command})
+            numbers = ", ".join(f"{key} {value:.6g}" for key, value in figures.items())
+            print(f"{teacher.facts.name} {str(dtype)[6:]} {name}: median {at[9]:.2e} [{at[4]:.2e}, {at[14]:.2e}], {numbers}", flush=True)
+    if args.record:
+        append("cpu", rows)
+
+
+if __name__ == "__main__":
+    main()
