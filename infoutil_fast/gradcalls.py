@@ -35,6 +35,7 @@ class Call:
     layer: Any
     x: Tensor | None  # until the norm is taken
     version: int  # of x, which may be changed in place later
+    shape: torch.Size  # of the output
     out: Tensor | None  # the output, only without autograd: a hook of the graph holds this call, which must not hold the graph
     own: set[str] = field(default_factory=set)  # the parameters whose only use this call is
     square: Tensor | None = None  # [n]
@@ -43,7 +44,7 @@ class Call:
         """The norm from the output's gradient, then let go of the input."""
         if self.own and self.x is not None:
             with torch.no_grad():
-                self.square = layer_sqnorm(self.layer, self.x, g, self.own, backend)
+                self.square = layer_sqnorm(self.layer, self.x, g.reshape(self.shape), self.own, backend)
         self.x = None
 
 
@@ -58,14 +59,18 @@ class Record:
 
     def add(self, name: str, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         """A forward hook: a call's norm is taken in the backward, as soon as its output's gradient is there, whatever is changed later."""
-        if out._is_view():  # a change in place would cut the view out of the graph
-            out = out.clone()
+        base = out._base if out._is_view() else None
+        if base is not None and (base.numel() != out.numel() or not (base.is_contiguous() and out.is_contiguous())):
+            out, base = out.clone(), None  # a change in place would cut a part of another tensor out of the graph
+        tap = out if base is None else base
         if args:
-            self.calls.append(Call(name, layer, args[0].detach(), args[0]._version, None if out.requires_grad else out))
+            x = args[0].detach()
+            x = x.to(out.dtype) if x.is_floating_point() else x  # as autocast gave it to the layer; the wider one may go
+            self.calls.append(Call(name, layer, x, x._version, out.shape, None if out.requires_grad else out))
             if out.requires_grad:
-                out.register_hook(partial(self.calls[-1].take, self.backend))
+                tap.register_hook(partial(self.calls[-1].take, self.backend))
             if out.requires_grad and not args[0].requires_grad:
-                self.ends.append(get_gradient_edge(out))
+                self.ends.append(get_gradient_edge(tap))
         return out
 
     def attend(self, name: str, layer: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:

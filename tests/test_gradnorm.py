@@ -279,6 +279,27 @@ class Attended(nn.Module):
         return x + out * (1 if weights is None else weights.square().sum((1, 2))[:, None, None])
 
 
+class Rectified(nn.Module):
+    """A linear layer over positions, whose output torch gives as a view, changed in place as a whole and in part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).mul_(2)
+        y[:, 1:].mul_(3)
+        z = self.second(y.tanh())
+        z[..., ::2].add_(1)
+        return self.head(z.flatten(1))
+
+
+def test_a_view_changed_in_place(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert_norms(Rectified(), torch.randn(4, 3, 5))
+    assert BY_FUNC not in caplog.text
+
+
 class SwapFirst(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.transpose(0, 1)
