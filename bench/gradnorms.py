@@ -1,6 +1,6 @@
 """Per-sample gradient norms beside their rivals, in one run: time in turn, then peak memory in a process each.
 
-    python bench/gradnorms.py [--record] [--cases convnet3:32:128 vit-s:224:8 ...] [--dtypes float32 bfloat16] [--rounds 7]
+    python bench/gradnorms.py [--device cuda] [--record] [--cases convnet3:32:128 vit-s:224:8 ...] [--dtypes float32 bfloat16] [--rounds 7]
 
 BackPACK and Opacus are used where they are installed (`pip install --no-deps backpack-for-pytorch opacus`). Opacus refuses batch norm: it
 runs on the same net with group norm, and so do "plain gn" and "ours gn" beside it.
@@ -17,16 +17,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from statistics import median
-from time import perf_counter, process_time
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from record import append, row
+from record import append, row, time_call
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from infoutil_fast import nets
+from infoutil_fast.device import autocast
 from infoutil_fast.gradnorm import grad_norms
 from infoutil_fast.memory import keep_freed_memory, peak_bytes, reset_peak
 
@@ -40,7 +40,6 @@ CASES = [
     "vit-s:224:8",
 ]
 FEWER = 3  # rounds of the rivals; plain passes and ours run in all
-CPU = torch.device("cpu")
 
 
 class VisionTransformer(nn.Module):
@@ -63,18 +62,17 @@ class VisionTransformer(nn.Module):
 class Case:
     """One net, batch and dtype, with every way to its norms [n] (plain: only the time)."""
 
-    def __init__(self, spec: str, dtype: torch.dtype):
+    def __init__(self, spec: str, dtype: torch.dtype, device: str):
         name, size, n = spec.rsplit(":", 2)
         torch.manual_seed(0)
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
         net = VisionTransformer(10, int(size)) if name == "vit-s" else nets.build(name, 10, int(size))
-        self.model = net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.x = torch.randn(int(n), 3, int(size), int(size)).contiguous(memory_format=torch.channels_last)
-        self.y = torch.randint(0, 10, (int(n),))
-        self.params = {"net": name, "size": int(size), "batch": int(n), "dtype": str(dtype)[6:]}
+        self.model = net.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.x = torch.randn(int(n), 3, int(size), int(size), device=device).contiguous(memory_format=torch.channels_last)
+        self.y = torch.randint(0, 10, (int(n),), device=device)
 
     def losses(self, model: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with autocast(torch.device(self.device), self.dtype):
             logits = model(x)
         return F.cross_entropy(logits.float(), y, reduction="sum")
 
@@ -110,7 +108,7 @@ def backpack(case: Case) -> Callable[[], Tensor]:
 
     def run() -> Tensor:
         model.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == torch.bfloat16), backpack(BatchL2Grad()):
+        with autocast(torch.device(case.device), case.dtype), backpack(BatchL2Grad()):
             loss(model(case.x), case.y).backward()
         return torch.stack([p.batch_l2 for p in model.parameters()]).sum(0).sqrt()
 
@@ -144,13 +142,13 @@ def opacus(case: Case, ghost: bool) -> Callable[[], Tensor]:
     return run
 
 
-def versions(spec: str, dtype: torch.dtype) -> dict[str, Callable[[], Callable[[], Any]]]:
+def versions(spec: str, dtype: torch.dtype, device: str) -> dict[str, Callable[[], Callable[[], Any]]]:
     """What makes each version's call; a rival is imported, and a net built, only for the versions that run."""
-    case = cache(partial(Case, spec, dtype))
+    case = cache(partial(Case, spec, dtype, device))
 
     @cache
     def grouped() -> Case:
-        other = Case(spec, dtype)
+        other = Case(spec, dtype, device)
         other.model = with_group_norm(other.model)
         return other
 
@@ -167,24 +165,24 @@ def versions(spec: str, dtype: torch.dtype) -> dict[str, Callable[[], Callable[[
     }
 
 
-def peak(spec: str, dtype: torch.dtype, name: str) -> None:
+def peak(spec: str, dtype: torch.dtype, device: str, name: str) -> None:
     """Print how much one call adds to what the process holds, in MiB. One of a single sample goes before, which loads what it needs."""
-    versions(f"{spec.rpartition(':')[0]}:1", dtype)[name]()()
-    call = versions(spec, dtype)[name]()
-    reset_peak(CPU)
-    before = peak_bytes(CPU)
+    versions(f"{spec.rpartition(':')[0]}:1", dtype, device)[name]()()
+    call, at = versions(spec, dtype, device)[name](), torch.device(device)
+    reset_peak(at)
+    before = peak_bytes(at)
     call()
-    print((peak_bytes(CPU) - before) >> 20)
+    print((peak_bytes(at) - before) >> 20)
 
 
-def peak_apart(spec: str, dtype: torch.dtype, name: str) -> int:
+def peak_apart(spec: str, dtype: torch.dtype, device: str, name: str) -> int:
     """`peak` in a process of its own."""
-    command = [sys.executable, __file__, "--peak", spec, str(dtype)[6:], name]
+    command = [sys.executable, __file__, "--peak", spec, str(dtype)[6:], device, name]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def measure(spec: str, dtype: torch.dtype, rounds: int, only: list[str] | None) -> list[dict[str, Any]]:
-    makers = versions(spec, dtype)
+def measure(spec: str, dtype: torch.dtype, device: str, rounds: int, only: list[str] | None) -> list[dict[str, Any]]:
+    makers = versions(spec, dtype, device)
     ours = makers["ours"]()()
     calls: dict[str, Callable[[], Any]] = {}
     for name, make in makers.items():
@@ -205,17 +203,17 @@ def measure(spec: str, dtype: torch.dtype, rounds: int, only: list[str] | None) 
         for name, call in calls.items():
             if turn >= FEWER and not name.startswith(("plain", "ours")):
                 continue
-            start, busy = perf_counter(), process_time()
-            call()
-            times[name].append((perf_counter() - start, process_time() - busy))
+            times[name].append(time_call(call, device))
     with ThreadPoolExecutor(2) as pool:  # of processes: memory does not depend on what else runs
-        peaks = dict(zip(times, pool.map(partial(peak_apart, spec, dtype), times), strict=True))
+        peaks = dict(zip(times, pool.map(partial(peak_apart, spec, dtype, device), times), strict=True))
+    net, size, batch = spec.rsplit(":", 2)
+    params = {"net": net, "size": int(size), "batch": int(batch), "dtype": str(dtype)[6:]}
     rows = []
     for name, taken in times.items():
         baseline = "plain gn" if "gn" in name or "Opacus" in name else "plain"
-        found = row("gradient norms", {**Case(spec, dtype).params, "version": name}, "cpu", taken, times[baseline], baseline)
+        found = row("gradient norms", {**params, "version": name}, device, taken, times[baseline], baseline)
         found["peak_mib"] = peaks[name]
-        found["command"] = f"python bench/gradnorms.py --cases {spec} --dtypes {str(dtype)[6:]} --rounds {rounds}"
+        found["command"] = f"python bench/gradnorms.py --device {device} --cases {spec} --dtypes {str(dtype)[6:]} --rounds {rounds}"
         wall, busy = (median(column) for column in zip(*taken, strict=True))
         against, against_busy = (median(column) for column in zip(*times[baseline], strict=True))
         print(
@@ -234,17 +232,18 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", help="versions to run besides the baseline of each")
-    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     if args.peak:
-        return peak(args.peak[0], getattr(torch, args.peak[1]), args.peak[2])
+        return peak(args.peak[0], getattr(torch, args.peak[1]), *args.peak[2:])
     keep_freed_memory()
     for spec in args.cases:
         for dtype in args.dtypes:
-            rows = measure(spec, getattr(torch, dtype), args.rounds, args.only)
+            rows = measure(spec, getattr(torch, dtype), args.device, args.rounds, args.only)
             if args.record:
-                append("cpu", rows)
+                append(args.device, rows)
     return None
 
 
