@@ -10,10 +10,21 @@
 namespace TILES {
 namespace {
 
-typedef float Lanes __attribute__((vector_size(64)));
-typedef uint32_t Bits __attribute__((vector_size(64)));
-
 #define INLINE inline __attribute__((always_inline))
+
+// The bytes of a register (a wider vector type would go through memory), and what of a tile is in registers at once, so that none is spilt:
+// rows and registers of `products`, rows of `gram`.
+#ifdef __AVX512F__
+constexpr int BYTES = 64, TALL = ROWS, WIDE = 3, ACROSS = 4;
+#elif defined(__AVX2__)
+constexpr int BYTES = 32, TALL = 4, WIDE = 2, ACROSS = 2;
+#else
+constexpr int BYTES = 16, TALL = 2, WIDE = 4, ACROSS = 2;
+#endif
+constexpr int64_t STEP = BYTES / 4;
+
+typedef float Lanes __attribute__((vector_size(BYTES)));  // STEP words
+typedef uint32_t Bits __attribute__((vector_size(BYTES)));
 
 INLINE Lanes load(const float *p) {
     Lanes v;
@@ -38,46 +49,47 @@ struct Pair {
 #ifdef __AVX512BF16__
         sum = Lanes(_mm512_dpbf16_ps(__m512(sum), __m512bh(a), __m512bh(b)));
 #else
-        sum += Lanes(Bits(a) << 16) * Lanes(Bits(b) << 16) + Lanes(Bits(a) & 0xffff0000u) * Lanes(Bits(b) & 0xffff0000u);
+        sum += Lanes(Bits(a) << 16) * Lanes(Bits(b) << 16);
+        sum += Lanes(Bits(a) & 0xffff0000u) * Lanes(Bits(b) & 0xffff0000u);
 #endif
     }
 };
 
 INLINE float total(const Lanes &v) {
-    float s[LANES], sum = 0;
+    float s[STEP], sum = 0;
     store(s, v);
-    for (int i = 0; i < 8; ++i) s[i] += s[i + 8];
-    for (int i = 0; i < 4; ++i) s[i] += s[i + 4];
+    for (int64_t n = STEP / 2; n >= 4; n /= 2)
+        for (int64_t i = 0; i < n; ++i) s[i] += s[i + n];
     for (int i = 0; i < 4; ++i) sum += s[i];
     return sum;
 }
 
-// One tile of ROWS x V * LANES sums, kept in registers over t.
+// One tile of TALL x V * STEP sums, kept in registers over t.
 template <class Dot, int V>
 INLINE void outer(const float *a, int64_t lda, const float *b, int64_t ldb, int64_t t, float *c, int64_t ldc) {
-    Lanes sum[ROWS][V];
-    for (int i = 0; i < ROWS; ++i)
-        for (int v = 0; v < V; ++v) sum[i][v] = load(c + i * ldc + v * LANES);
+    Lanes sum[TALL][V];
+    for (int i = 0; i < TALL; ++i)
+        for (int v = 0; v < V; ++v) sum[i][v] = load(c + i * ldc + v * STEP);
     for (int64_t k = 0; k < t; ++k, a += lda, b += ldb) {
         Lanes right[V];
-        for (int v = 0; v < V; ++v) right[v] = load(b + v * LANES);
+        for (int v = 0; v < V; ++v) right[v] = load(b + v * STEP);
 #pragma GCC unroll 8
-        for (int i = 0; i < ROWS; ++i) {
+        for (int i = 0; i < TALL; ++i) {
             const Lanes left = spread(a + i);
             for (int v = 0; v < V; ++v) Dot::add(sum[i][v], left, right[v]);
         }
     }
-    for (int i = 0; i < ROWS; ++i)
-        for (int v = 0; v < V; ++v) store(c + i * ldc + v * LANES, sum[i][v]);
+    for (int i = 0; i < TALL; ++i)
+        for (int v = 0; v < V; ++v) store(c + i * ldc + v * STEP, sum[i][v]);
 }
 
 template <class Dot>
 void products_of(const float *a, int64_t lda, const float *b, int64_t ldb, int64_t t, float *c, int64_t ldc, int64_t m, int64_t n) {
-    for (int64_t j = 0; j < n; j += 3 * LANES)
-        for (int64_t i = 0; i < m; i += ROWS) {
+    for (int64_t j = 0; j < n; j += WIDE * STEP)
+        for (int64_t i = 0; i < m; i += TALL) {
             float *to = c + i * ldc + j;
-            if (n - j >= 3 * LANES) outer<Dot, 3>(a + i, lda, b + j, ldb, t, to, ldc);
-            else if (n - j >= 2 * LANES) outer<Dot, 2>(a + i, lda, b + j, ldb, t, to, ldc);
+            if (n - j >= WIDE * STEP) outer<Dot, WIDE>(a + i, lda, b + j, ldb, t, to, ldc);
+            else if (n - j >= 2 * STEP) outer<Dot, 2>(a + i, lda, b + j, ldb, t, to, ldc);
             else outer<Dot, 1>(a + i, lda, b + j, ldb, t, to, ldc);
         }
 }
@@ -86,6 +98,8 @@ void products(bool half, const float *a, int64_t lda, const float *b, int64_t ld
     half ? products_of<Pair>(a, lda, b, ldb, t, c, ldc, m, n) : products_of<Single>(a, lda, b, ldb, t, c, ldc, m, n);
 }
 
+// k[i] [4] = the sums of sum[4 i + j] over their words.
+#ifdef __AVX512F__
 // Of two vectors of segments of 2 * h words: the sums of each segment's halves, those of `a` first.
 INLINE Lanes halves(const Lanes &a, const Lanes &b, int h) {
     switch (h) {
@@ -104,22 +118,36 @@ INLINE Lanes halves(const Lanes &a, const Lanes &b, int h) {
     }
 }
 
-template <class Dot> INLINE void inner(const float *left, const float *right, int64_t words, float *k, int64_t p) {
-    Lanes sum[16] = {};
-    for (int64_t c = 0; c < words; c += LANES) {
-        Lanes b[4];
-        for (int j = 0; j < 4; ++j) b[j] = load(right + j * words + c);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-            const Lanes a = load(left + i * words + c);
-            for (int j = 0; j < 4; ++j) Dot::add(sum[4 * i + j], a, b[j]);
-        }
-    }
+INLINE void reduce(Lanes (&sum)[16], float *k, int64_t p) {
 #pragma GCC unroll 4
     for (int h = 8, n = 16; n > 1; h /= 2, n /= 2)
 #pragma GCC unroll 8
         for (int i = 0; i < n / 2; ++i) sum[i] = halves(sum[2 * i], sum[2 * i + 1], h);
     for (int i = 0; i < 4; ++i) std::memcpy(k + i * p, reinterpret_cast<const char *>(sum) + 16 * i, 16);
+}
+#else
+INLINE void reduce(Lanes (&sum)[16], float *k, int64_t p) {
+    for (int i = 0; i < 4; ++i)
+        for (int j = 0; j < 4; ++j) k[i * p + j] = total(sum[4 * i + j]);
+}
+#endif
+
+template <class Dot> INLINE void inner(const float *left, const float *right, int64_t words, float *k, int64_t p) {
+    Lanes sum[16];
+    for (int first = 0; first < 4; first += ACROSS) {
+        Lanes part[4 * ACROSS] = {};
+        for (int64_t c = 0; c < words; c += STEP) {
+            Lanes b[4];
+            for (int j = 0; j < 4; ++j) b[j] = load(right + j * words + c);
+#pragma GCC unroll 4
+            for (int i = 0; i < ACROSS; ++i) {
+                const Lanes a = load(left + (first + i) * words + c);
+                for (int j = 0; j < 4; ++j) Dot::add(part[4 * i + j], a, b[j]);
+            }
+        }
+        for (int i = 0; i < 4 * ACROSS; ++i) sum[4 * first + i] = part[i];
+    }
+    reduce(sum, k, p);
 }
 
 template <class Dot> void gram_of(const float *rows, int64_t p, int64_t words, int64_t width, float *k, int64_t pitch) {
@@ -138,9 +166,9 @@ void gram(bool half, const float *rows, int64_t p, int64_t words, int64_t width,
 INLINE double dot(const float *a, const float *b, int64_t n) {
     Lanes sum[2] = {};
     int64_t i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+    for (; i + 2 * STEP <= n; i += 2 * STEP) {
         sum[0] += load(a + i) * load(b + i);
-        sum[1] += load(a + i + LANES) * load(b + i + LANES);
+        sum[1] += load(a + i + STEP) * load(b + i + STEP);
     }
     double all = total(sum[0] + sum[1]);
     for (; i < n; ++i) all += a[i] * b[i];
@@ -159,7 +187,7 @@ void interleave(const uint16_t *low, const uint16_t *high, int64_t n, uint32_t *
 
 template <int J> INLINE float correlate_of(const float *g, const float *keep, const float *const *k, int64_t n) {
     Lanes sum[J] = {};
-    for (int64_t i = 0; i < n; i += LANES) {
+    for (int64_t i = 0; i < n; i += STEP) {
         const Lanes kept = load(g + i) * load(keep + i);
         for (int j = 0; j < J; ++j) sum[j] += kept * load(k[j] + i);
     }
