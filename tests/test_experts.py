@@ -82,10 +82,10 @@ def test_same_bytes_after_an_interruption(at, trained, few, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(module, "_epoch", interrupted)
+    monkeypatch.setattr(module, "one_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_experts(few, RECIPE, tmp_path / "cut", device=CPU, progress=False)
-    monkeypatch.setattr(module, "_epoch", real)
+    monkeypatch.setattr(module, "one_epoch", real)
     for rows in (tmp_path / "cut").glob("*.rows"):
         with open(rows, "ab") as file:
             file.write(b"half a row")
