@@ -6,7 +6,9 @@ import datetime
 import json
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,7 @@ def methods(
     with tqdm(total=len(todo), desc="bench methods", unit="row", disable=None if progress else True) as bar:
         for key, call in todo:
             bar.set_postfix_str(" ".join(str(value) for value in key.values() if not isinstance(value, dict)))
-            row = {**key, **call(), **_about(place)}
+            row = {**key, **call(), **_about(place, settings)}
             with file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(row) + "\n")
             rows.append(row)
@@ -147,7 +149,7 @@ def _timed(place: Place, settings: Settings, name: str, options: dict[str, Any])
     return {"name": name, "ipc": settings.ipc, "settings": options, "measured": settings.measured}, call
 
 
-def _about(place: Place) -> dict[str, Any]:
+def _about(place: Place, settings: Settings) -> dict[str, Any]:
     """What every row says of the run."""
     return {
         "source": place.source.name,
@@ -157,4 +159,18 @@ def _about(place: Place) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
+        "command": command(place, settings),
     }
+
+
+def command(place: Place, settings: Settings) -> str:
+    """The command line of a run, without this machine's folders."""
+    source, teacher, learned = (Path(spec).name for spec in (place.source.spec, place.teacher, place.experts.path))
+    defaults = Settings()
+    asked = {f.name: getattr(settings, f.name) for f in fields(Settings) if f.name != "matching"}
+    given = {key: value for key, value in asked.items() if value != getattr(defaults, key)} | settings.matching
+    words = [f"infoutil bench methods {source} OUT --teacher {teacher} --experts {learned} --device {place.device}"]
+    for key, value in given.items():
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        words.append(f"--{key.replace('_', '-')} {shlex.quote(text)}")
+    return " ".join(words)

@@ -32,14 +32,13 @@ def of(rows: Rows, **wanted: Any) -> list[dict[str, Any]]:
     return [row for row in rows if wanted.items() <= row.items()]
 
 
-def teaching(rows: Rows, name: str) -> float | None:
-    """Seconds of the training that a method needs beforehand: measured steps times their number."""
+def teaching(rows: Rows, name: str, part: str = "cost") -> float | None:
+    """Seconds of the training that a method needs beforehand: measured steps times their number; of part "published" all its experts."""
     found = of(rows, part="teaching", of="teacher" if name in OWN else "experts")
-    return found[0]["epochs"] * found[0].get("experts", 1) * _epoch(found[0]) if found else None
-
-
-def _epoch(row: dict[str, Any]) -> float:
-    return float(row["steps_of_an_epoch"] * median(row["step_seconds"]))
+    if not found:
+        return None
+    length = {"experts": 1, **found[0], **(found[0].get("published", {}) if part == "published" else {})}
+    return float(length["experts"] * length["epochs"] * found[0]["steps_of_an_epoch"] * median(found[0]["step_seconds"]))
 
 
 def making(rows: Rows, name: str, ipc: int, part: str = "cost", iterations: int | None = None) -> list[float]:
@@ -60,7 +59,7 @@ def memory(rows: Rows, name: str, ipc: int, part: str = "cost") -> tuple[int, in
 def ratio(rows: Rows, name: str, ipc: int, part: str, taught: bool) -> dict[str, Any] | None:
     """How many times longer `name` takes than InfoUtil, over all pairs of a set of InfoUtil and an iteration."""
     ours, theirs = making(rows, "infoutil", ipc), making(rows, name, ipc, part)
-    before = [teaching(rows, which) for which in ("infoutil", name)] if taught else [0.0, 0.0]
+    before = [teaching(rows, which, part) for which in ("infoutil", name)] if taught else [0.0, 0.0]
     if not ours or not theirs or None in before:
         return None
     return spread([(there + before[1]) / (own + before[0]) for own, there in product(ours, theirs)])  # type: ignore[operator]
@@ -82,10 +81,10 @@ def as_text(rows: Rows) -> str:
 def _costs(rows: Rows, ipc: int) -> Iterator[str]:
     for name in LINES:
         for part, label in (("cost", name), ("published", f"{name}, published length")):
-            seconds, peak, before = making(rows, name, ipc, part), memory(rows, name, ipc, part), teaching(rows, name)
+            seconds, peak, before = making(rows, name, ipc, part), memory(rows, name, ipc, part), teaching(rows, name, part)
             students = [_students(rows, name, ipc, which) if part == "cost" else "" for which in (OWN.get(name, "learned"), "common")]
             if seconds and peak:
-                sums = f"{median(seconds):.3g} | {median(seconds) + before:.4g}" if before else f"{median(seconds):.3g} | "
+                sums = f"{median(seconds):.3g} | {median(seconds) + before:.3g}" if before else f"{median(seconds):.3g} | "
                 yield f"| {label} | {sums} | {(peak[0] - peak[1]) >> 20} + {peak[1] >> 20} | {' | '.join(students)} |"
 
 
@@ -96,7 +95,7 @@ def _ratios(rows: Rows, ipc: int) -> Iterator[str]:
                 found = ratio(rows, name, ipc, part, taught) if name not in OWN else None
                 if found:
                     low, high = found["iqr"]
-                    length = "published length" if part == "published" else "the run's length"
+                    length = "published length and experts" if part == "published" else "the run's length and experts"
                     with_training = ", training included" if taught else ""
                     yield f"- {name}, {length}{with_training}: {found['median']:.3g} ({low:.3g} to {high:.3g}) times InfoUtil's seconds"
 
@@ -119,8 +118,8 @@ def chart(rows: Rows) -> bytes:
     panels = figure.subplots(1, len(ipcs), squeeze=False).ravel()
     for axes, ipc in zip(panels, ipcs, strict=True):
         _panel(axes, rows, ipc)
-    lines, labels = panels[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False)
+    named = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(_caption(rows), fontsize=9)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -165,9 +164,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def _caption(rows: Rows) -> str:
-    last = rows[-1]
+    first = (of(rows, part="cost") or rows)[0]
     students = {len(row["last"]) for row in rows if row["part"] == "curve"}
-    judged = f", curves: {min(students)} students an iterate" if students else ""
-    return (
-        f"{last['source']}, {last['device']}, {last['threads']} threads, torch {last['versions'].get('torch')}{judged}; last epoch of each"
-    )
+    judged = f", {min(students)} students an iterate" if students else ""
+    return f"{first['source']}, {first['device']}, {first['threads']} threads, torch {first['versions'].get('torch')}{judged}"

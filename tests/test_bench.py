@@ -55,6 +55,7 @@ def test_every_part_has_its_rows(rows):
     assert ("random", "common", 0, False) in kinds
     assert ("mtt", "learned", 1, True) in kinds
     assert len(kinds) == 2 * (2 + 3 + 3)
+    assert all("--names 'random,tesla exact,mtt'" in row["command"] for row in found)
     assert all(row["device"] and row["versions"]["torch"] and row["threads"] for row in found)
 
 
@@ -96,9 +97,11 @@ def test_projection_and_ratio_by_hand():
         {"part": "teaching", "of": "teacher", "epochs": 6, "steps_of_an_epoch": 5, "step_seconds": [1.0, 2.0, 9.0]},
         {"part": "teaching", "of": "experts", "epochs": 6, "experts": 10, "steps_of_an_epoch": 5, "step_seconds": [2.0]},
     ]
+    rows[-1]["published"] = {"experts": 100, "epochs": 50}
     assert tradeoff.making(rows, "mtt", 1) == [10.0, 30.0]
     assert tradeoff.teaching(rows, "infoutil") == 60
     assert tradeoff.teaching(rows, "mtt") == 600
+    assert tradeoff.teaching(rows, "mtt", "published") == 50_000
     plain, taught = (tradeoff.ratio(rows, "mtt", 1, "cost", which) for which in (False, True))
     assert plain == {"n": 4, "median": 6.25, "iqr": [pytest.approx(4.375), pytest.approx(9.375)]}  # of 2.5, 5, 7.5, 15
     assert taught["median"] == pytest.approx((610 / 62 + 630 / 64) / 2, rel=1e-3)

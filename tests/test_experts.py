@@ -74,7 +74,7 @@ def test_experts_learn_and_differ(few, tmp_path):
 
 @pytest.mark.parametrize("at", [1, 3, 4])
 def test_same_bytes_after_an_interruption(at, trained, few, tmp_path, monkeypatch):
-    real, calls = module._epoch, []
+    real, calls = module.one_epoch, []
 
     def interrupted(*args):
         calls.append(1)
