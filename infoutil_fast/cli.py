@@ -1,4 +1,4 @@
-"""The command line: teach, experts, distill, evaluate, report, calibrate, info, demo."""
+"""The command line: teach, experts, distill, evaluate, report, calibrate, bench, info, demo."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from infoutil_fast import methods
+from infoutil_fast import bench_cli, methods
 from infoutil_fast._version import __version__
 from infoutil_fast.evaluate import LABELS, RECIPES, StudentRecipe, evaluate
 from infoutil_fast.experts import ExpertRecipe
 from infoutil_fast.memory import keep_freed_memory
+from infoutil_fast.options import add_options, given
 from infoutil_fast.pipeline import estimate, execute, prepare
 from infoutil_fast.train import EARLY, Recipe
 from infoutil_fast.types import InputError
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(
             "infoutil: interrupted; teach and experts go on from their last epoch, distill from its last class, "
-            "calibrate from its last image",
+            "calibrate from its last image, bench from its last row",
             file=sys.stderr,
         )
         return 130
@@ -65,7 +65,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     teach.add_argument("source", help="folder, .npz, CIFAR batches, digits or demo")
     teach.add_argument("out", type=Path, help="folder of the checkpoints")
     teach.add_argument("--early", action="store_true", help=f"the paper's early teacher: {EARLY}")
-    _fields(teach, Recipe)
+    add_options(teach, Recipe)
     teach.set_defaults(run=_teach)
 
     experts = commands.add_parser("experts", parents=[common, running], help="train expert trajectories (mtt, tesla, datm)")
@@ -74,7 +74,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     experts.add_argument("--from-buffers", type=Path, help="take them from the replay_buffer_*.pt in this folder instead of training")
     experts.add_argument("--to-buffers", type=Path, help="afterwards write them as replay_buffer_*.pt into this folder")
     experts.add_argument("--dry-run", action="store_true", help="say what the experts take on disk; write nothing")
-    _fields(experts, ExpertRecipe)
+    add_options(experts, ExpertRecipe)
     experts.set_defaults(run=_experts)
 
     distill = commands.add_parser("distill", parents=[common, running], help="make a distilled set", conflict_handler="resolve")
@@ -89,7 +89,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     distill.add_argument("--batch", type=int, default=0, help="forwards at once; 0: 64 on the CPU, 512 on CUDA")
     distill.add_argument("--overwrite", action="store_true", help="replace the set at OUT")
     distill.add_argument("--dry-run", action="store_true", help="check everything, say what would be done; write nothing")
-    _fields(distill, methods.load(_method(words)).Config)
+    add_options(distill, methods.load(_method(words)).Config)
     distill.set_defaults(run=_distill)
 
     judge = commands.add_parser("evaluate", parents=[common, running], help="train students on a set")
@@ -103,7 +103,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     judge.add_argument("--teacher", help="on-line teacher, if not the set's own")
     judge.add_argument("--source", help="where the validation images are, if not where the set came from")
     judge.add_argument("--best-of-test", action="store_true", help="also report the best late epoch, which peeks at the test set")
-    _fields(judge, StudentRecipe)
+    add_options(judge, StudentRecipe)
     judge.set_defaults(run=_evaluate)
 
     report = commands.add_parser("report", parents=[common], help="write a set's HTML page")
@@ -130,6 +130,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     calibrate.add_argument("--batch", type=int, default=0, help="forwards at once; 0: by memory")
     calibrate.set_defaults(run=_calibrate)
 
+    bench_cli.add(commands, [common], [common, running])
+
     info = commands.add_parser("info", parents=[common], help="what runs here, and why the rest does not")
     info.set_defaults(run=_info)
 
@@ -155,33 +157,13 @@ def _known(name: str) -> str:
     return name
 
 
-def _fields(parser: argparse.ArgumentParser, config: type) -> None:
-    """An option for each field of a dataclass, its comment as help; only those given end up among the parsed arguments."""
-    for f in fields(config):
-        default = f.default if f.default is not MISSING else None
-        kind: Any = type(default)
-        option: dict[str, Any] = {"dest": f"field_{f.name}", "default": argparse.SUPPRESS}
-        if kind is bool:
-            option["action"] = argparse.BooleanOptionalAction
-        elif kind is tuple:
-            option.update(type=lambda text: tuple(int(v) for v in text.split(",")), metavar="N,N")
-        else:
-            option.update(type=kind, metavar=kind.__name__.upper())
-        help_text = f"{methods.comments(config)[f.name]} (default: {default})".replace("%", "%%")
-        parser.add_argument(f"--{f.name.replace('_', '-')}", help=help_text, **option)
-
-
-def _given(args: argparse.Namespace) -> dict[str, Any]:
-    return {key.removeprefix("field_"): value for key, value in vars(args).items() if key.startswith("field_")}
-
-
 def _teach(args: argparse.Namespace, show: Show) -> None:
     from infoutil_fast.data import open_source
     from infoutil_fast.device import choose_device, choose_dtype
     from infoutil_fast.train import teach
 
     device = choose_device(args.device)
-    recipe = Recipe(**{**(EARLY if args.early else {}), **_given(args)})
+    recipe = Recipe(**{**(EARLY if args.early else {}), **given(args)})
     last = teach(
         open_source(args.source),
         recipe,
@@ -202,7 +184,7 @@ def _experts(args: argparse.Namespace, show: Show) -> None:
     from infoutil_fast.device import choose_device
     from infoutil_fast.experts import disk_bytes, train_experts
 
-    source, recipe = open_source(args.source), ExpertRecipe(**_given(args))
+    source, recipe = open_source(args.source), ExpertRecipe(**given(args))
     size = disk_bytes(recipe, len(source.classes), recipe.size or source.size)
     if args.dry_run:
         show({"disk_bytes": size}, f"{recipe.experts} experts of {recipe.epochs} epochs: {size / 1e9:.2f} GB; nothing was written")
@@ -234,7 +216,7 @@ def _distill(args: argparse.Namespace, show: Show) -> None:
         dtype=asked.get("dtype", args.dtype) if args.dtype == "auto" else args.dtype,
         workers=args.workers,
         batch=args.batch,
-        **{**asked["options"], **_given(args)},
+        **{**asked["options"], **given(args)},
     )
     if args.dry_run:
         cost = estimate(plan)
@@ -280,7 +262,7 @@ def _evaluate(args: argparse.Namespace, show: Show) -> None:
         dtype=args.dtype,
         workers=args.workers,
         progress=not args.quiet,
-        **_given(args),
+        **given(args),
     )
     spread = "" if row["std"] is None else f" +- {100 * row['std']:.1f}"
     how = f"{args.student}, {args.labels} labels, last epoch, {args.seeds} seeds"

@@ -132,7 +132,7 @@ def _train(
         theta, losses = torch.cat([p.detach().flatten() for p in net.parameters()]).to(device), []
         _append(rows, theta, recipe.keep, fresh=True)
     for epoch in range(len(losses), recipe.epochs):
-        theta, loss = _epoch(student, theta, images, view, recipe, [recipe.seed, expert, epoch])
+        theta, loss = one_epoch(student, theta, images, view, recipe, [recipe.seed, expert, epoch])
         losses.append(loss)
         _append(rows, theta, recipe.keep)
         write_bytes(state, save({"theta": theta.cpu(), "losses": torch.tensor(losses, dtype=torch.float64)}))
@@ -143,7 +143,7 @@ def _train(
     rows.unlink()
 
 
-def _epoch(student: Inner, theta: Tensor, images: Pixels, view: View, recipe: ExpertRecipe, seeds: list[int]) -> tuple[Tensor, float]:
+def one_epoch(student: Inner, theta: Tensor, images: Pixels, view: View, recipe: ExpertRecipe, seeds: list[int]) -> tuple[Tensor, float]:
     """One pass of plain SGD; everything random comes from `seeds`. The new parameters [P] and the mean loss."""
     chance = np.random.default_rng(seeds)
     generator = Generator().manual_seed(int(chance.integers(1 << 62)))

@@ -23,7 +23,7 @@ from infoutil_fast.data import Source
 from infoutil_fast.experts import Experts
 from infoutil_fast.memory import Stages
 from infoutil_fast.selection import Run
-from infoutil_fast.store import write_bytes
+from infoutil_fast.store import ITERATES, write_bytes
 from infoutil_fast.trajectory import Inner, Matched, Segment, Step
 from infoutil_fast.types import ClassShard, InputError, Windows
 from infoutil_fast.windows import whole_windows
@@ -52,6 +52,7 @@ class Matching:
     lr_lr: float = 1e-5  # learning rate of the student's step size
     lr_init: float = 0.01  # step size of the student at the start
     augment: str = dsa.STRATEGY  # groups of DSA joined by _, empty for none
+    keep_every: int = 0  # iterations from one iterate kept in the set's folder to the next, the start among them; 0: none
     factor: ClassVar[int] = 1  # whole images, not stitched
 
     def __post_init__(self) -> None:
@@ -59,7 +60,7 @@ class Matching:
         for name in ("iterations", "syn_steps", "expert_epochs", "max_start"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("batch_syn", "lr_img", "lr_lr"):
+        for name in ("batch_syn", "lr_img", "lr_lr", "keep_every"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not self.lr_init > 0:
@@ -124,40 +125,85 @@ def match(
     so that a run that goes on from its checkpoint in `run.folder` ends with the same bytes.
     """
     check(experts, cfg)
-    images, lr, labels = begin.images.clone(), begin.lr.clone(), begin.labels.clone()
-    groups: list[dict[str, Any]] = [{"params": [images], "lr": cfg.lr_img}, {"params": [lr], "lr": cfg.lr_lr}]
-    if lr_y > 0:
-        groups.append({"params": [labels], "lr": lr_y, "momentum": 0.9})
-    optimiser = torch.optim.SGD(groups, lr=1.0, momentum=0.5)
+    now = Learning(begin, cfg, lr_y)
     file = None if run.folder is None else run.folder / STATE
-    losses = _restore(file, images, labels, lr, optimiser)
+    now.restore(file)
     saved = time.monotonic()
-    bar = tqdm(total=cfg.iterations, initial=len(losses), desc="match", unit="iteration", disable=None if run.progress else True)
-    for iteration in range(len(losses), cfg.iterations):
+    bar = tqdm(total=cfg.iterations, initial=len(now.losses), desc="match", unit="iteration", disable=None if run.progress else True)
+    now.keep(run.folder)
+    for iteration in range(len(now.losses), cfg.iterations):
         generator = Generator().manual_seed(cfg.seed * 1_000_003 + iteration)
-        low, high = epochs(iteration) if epochs else (0, cfg.max_start)
-        expert, first = (int(torch.randint(a, b, (), generator=generator)) for a, b in ((0, len(experts)), (low, high)))
-        segment = experts.segment(expert, first, cfg.expert_epochs)
+        segment = draw_segment(experts, epochs(iteration) if epochs else (0, cfg.max_start), cfg, generator)
         if relabel is not None:
-            labels = relabel(segment, images)
-        found = gradients(experts.inner, segment, images, labels, lr, draw_steps(len(images), cfg, generator))
-        if not math.isfinite(found.loss):
-            raise InputError(
-                f"the matching loss is not finite in iteration {iteration + 1}: try a lower lr_img or lr_lr, or fewer syn_steps"
-            )
-        losses.append(found.loss)
-        if found.loss <= threshold:
-            images.grad, lr.grad, labels.grad = found.images, found.lr, found.labels if lr_y > 0 else None
-            optimiser.step()
-        bar.set_postfix(loss=f"{found.loss:.3f}", lr=f"{float(lr):.4f}", refresh=False)
+            now.labels = relabel(segment, now.images)
+        steps = draw_steps(len(now.images), cfg, generator)
+        now.update(gradients(experts.inner, segment, now.images, now.labels, now.lr, steps), threshold)
+        bar.set_postfix(loss=f"{now.losses[-1]:.3f}", lr=f"{float(now.lr):.4f}", refresh=False)
         bar.update()
         if file is not None and (time.monotonic() - saved >= SAVE_SECONDS or iteration + 1 == cfg.iterations):
-            _save(file, images, labels, lr, optimiser, losses)
+            now.save(file)
             saved = time.monotonic()
+        now.keep(run.folder)
+        if run.watch is not None:
+            run.watch(iteration + 1)
     bar.close()
-    if not images.isfinite().all():
+    if not now.images.isfinite().all():
         raise InputError("the images are not finite after the last iteration: try a lower lr_img")
-    return replace(begin, images=images, labels=labels, lr=lr), losses
+    return replace(begin, images=now.images, labels=now.labels, lr=now.lr), now.losses
+
+
+class Learning:
+    """Images, labels and step size under way, their optimiser, and the losses so far."""
+
+    def __init__(self, begin: Synthetic, cfg: Matching, lr_y: float):
+        self.cfg, self.lr_y = cfg, lr_y
+        self.images, self.labels, self.lr = begin.images.clone(), begin.labels.clone(), begin.lr.clone()
+        groups: list[dict[str, Any]] = [{"params": [self.images], "lr": cfg.lr_img}, {"params": [self.lr], "lr": cfg.lr_lr}]
+        if lr_y > 0:
+            groups.append({"params": [self.labels], "lr": lr_y, "momentum": 0.9})
+        self.optimiser = torch.optim.SGD(groups, lr=1.0, momentum=0.5)
+        self.losses: list[float] = []
+
+    def update(self, found: Matched, threshold: float) -> None:
+        """One step of SGD; none where the loss is above the threshold."""
+        if not math.isfinite(found.loss):
+            raise InputError(
+                f"the matching loss is not finite in iteration {len(self.losses) + 1}: try a lower lr_img or lr_lr, or fewer syn_steps"
+            )
+        self.losses.append(found.loss)
+        if found.loss <= threshold:
+            self.images.grad, self.lr.grad, self.labels.grad = found.images, found.lr, found.labels if self.lr_y > 0 else None
+            self.optimiser.step()
+
+    def keep(self, folder: Path | None) -> None:
+        """Write this iterate beside the set where it is one of those to keep."""
+        if folder is not None and self.cfg.keep_every and len(self.losses) % self.cfg.keep_every == 0:
+            iterate = {"images": self.images.cpu(), "labels": self.labels.cpu(), "lr": self.lr.cpu()}
+            write_bytes(folder / ITERATES / f"{len(self.losses):05d}.pt", _bytes(iterate))
+
+    def save(self, file: Path) -> None:
+        state = {"images": self.images, "labels": self.labels, "lr": self.lr, "optimiser": self.optimiser.state_dict()}
+        write_bytes(file, _bytes({**state, "losses": self.losses}))
+
+    def restore(self, file: Path | None) -> None:
+        """Continue from `file` where it is: fills the tensors in place."""
+        if file is None or not file.exists():
+            return
+        try:
+            state = torch.load(file, weights_only=True, map_location=self.images.device)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+            raise InputError(f"{file} cannot be read ({type(error).__name__}): delete it to start again") from error
+        for name in ("images", "labels", "lr"):
+            getattr(self, name).copy_(state[name])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.losses = list(state["losses"])
+        log.info("%s: going on after iteration %d", file.parent, len(self.losses))
+
+
+def draw_segment(experts: Experts, epochs: tuple[int, int], cfg: Matching, generator: Generator) -> Segment:
+    """A stretch of a random expert that starts in `epochs`, the upper end left out."""
+    expert, first = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((0, len(experts)), epochs))
+    return experts.segment(expert, first, cfg.expert_epochs)
 
 
 def draw_steps(n: int, cfg: Matching, generator: Generator) -> list[Step]:
@@ -199,26 +245,6 @@ def _bytes(value: object) -> bytes:
     buffer = BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
-
-
-def _save(file: Path, images: Tensor, labels: Tensor, lr: Tensor, optimiser: torch.optim.Optimizer, losses: list[float]) -> None:
-    state = {"images": images, "labels": labels, "lr": lr, "optimiser": optimiser.state_dict(), "losses": losses}
-    write_bytes(file, _bytes(state))
-
-
-def _restore(file: Path | None, images: Tensor, labels: Tensor, lr: Tensor, optimiser: torch.optim.Optimizer) -> list[float]:
-    """Continue from `file` where it is: fills the tensors in place; the losses so far."""
-    if file is None or not file.exists():
-        return []
-    try:
-        state = torch.load(file, weights_only=True, map_location=images.device)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{file} cannot be read ({type(error).__name__}): delete it to start again") from error
-    for name, tensor in (("images", images), ("labels", labels), ("lr", lr)):
-        tensor.copy_(state[name])
-    optimiser.load_state_dict(state["optimiser"])
-    log.info("%s: going on after iteration %d", file.parent, len(state["losses"]))
-    return list(state["losses"])
 
 
 def estimate(distill: Callable[..., Iterator[ClassShard]], source: Source, experts: Experts, cfg: Matching, run: Run) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +31,7 @@ class Run:
     shapley_batch: int | None = None  # forwards at once of the Shapley maps; None: as many as are fastest (`forwards.ROWS`)
     folder: Path | None = None  # where joint methods keep their state; None: nowhere
     progress: bool = False  # whether joint methods draw a bar
+    watch: Callable[[int], None] | None = None  # told the number of each finished iteration of a joint method
 
 
 class Common(Protocol):

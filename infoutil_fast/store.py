@@ -24,6 +24,7 @@ from infoutil_fast.types import ClassShard, InputError, one_of
 FORMAT = 1
 PIXELS = "pixels.safetensors"  # float images of a class, where the .png are only their rounding
 JOINT = ("state.pt", "images_best.pt", "labels_best.pt", "lr_best.pt", "losses.csv", "zca.safetensors")  # of methods over all classes
+ITERATES = "iterates"  # folder of the iterates that they keep: NNNNN.pt with images, labels, lr after so many iterations
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -78,7 +79,7 @@ def begin(path: Path, meta: dict[str, Any], overwrite: bool) -> None:
 
 def _clear(path: Path) -> None:
     """Remove a set, and nothing else that lies beside it."""
-    for name in ("scores", "images", "labels"):  # the scores first: without them a class counts as unfinished
+    for name in ("scores", "images", "labels", ITERATES):  # the scores first: without them a class counts as unfinished
         if (path / name).exists():
             shutil.rmtree(path / name)
     for name in ("timings.jsonl", "evaluations.jsonl", "report.html", *JOINT, "meta.json"):

@@ -155,7 +155,7 @@ def teach(
     bar = tqdm(range(len(history), recipe.epochs), desc=f"teach {recipe.net}", unit="epoch", disable=None if progress else True)
     for epoch in bar:
         start = time.perf_counter()
-        loss = _epoch(net.train(), optimiser, images, source, recipe, epoch, size, dtype)
+        loss = one_epoch(net.train(), optimiser, images, source, recipe, epoch, size, dtype)
         trained = time.perf_counter() - start
         named = epoch + 1 in recipe.save_epochs or epoch + 1 == recipe.epochs
         order = np.random.default_rng(epoch).permutation(len(source.val.labels))[: None if named else 1000]
@@ -176,7 +176,7 @@ def teach(
     return history[-1]
 
 
-def _epoch(
+def one_epoch(
     net: nn.Module,
     optimiser: torch.optim.Optimizer,
     images: Pixels,

@@ -217,7 +217,7 @@ def test_teach_resumes_to_the_same_weights(digits, tmp_path, monkeypatch):
 
     words = ["teach", "digits", "--net", "convnet2-w8", "--epochs", "3", "--dtype", "float32", "--quiet", "--save-epochs", "1,2"]
     assert main([*words, str(tmp_path / "whole")]) == 0
-    real, calls = train._epoch, []
+    real, calls = train.one_epoch, []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -225,10 +225,10 @@ def test_teach_resumes_to_the_same_weights(digits, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(train, "_epoch", interrupted)
+    monkeypatch.setattr(train, "one_epoch", interrupted)
     assert main([*words, str(tmp_path / "cut")]) == 130
     assert not (tmp_path / "cut" / "last.safetensors").exists()
-    monkeypatch.setattr(train, "_epoch", real)
+    monkeypatch.setattr(train, "one_epoch", real)
     assert main([*words, str(tmp_path / "cut")]) == 0
     for name in ("epoch001.safetensors", "epoch002.safetensors", "last.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

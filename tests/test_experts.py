@@ -74,7 +74,7 @@ def test_experts_learn_and_differ(few, tmp_path):
 
 @pytest.mark.parametrize("at", [1, 3, 4])
 def test_same_bytes_after_an_interruption(at, trained, few, tmp_path, monkeypatch):
-    real, calls = module._epoch, []
+    real, calls = module.one_epoch, []
 
     def interrupted(*args):
         calls.append(1)
@@ -82,10 +82,10 @@ def test_same_bytes_after_an_interruption(at, trained, few, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(module, "_epoch", interrupted)
+    monkeypatch.setattr(module, "one_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_experts(few, RECIPE, tmp_path / "cut", device=CPU, progress=False)
-    monkeypatch.setattr(module, "_epoch", real)
+    monkeypatch.setattr(module, "one_epoch", real)
     for rows in (tmp_path / "cut").glob("*.rows"):
         with open(rows, "ab") as file:
             file.write(b"half a row")

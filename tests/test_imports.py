@@ -10,7 +10,11 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
 __main__
 cli
-bench info demo
+bench_cli
+options bench info demo
+students footprint tradeoff
+contest
+measure
 pipeline evaluate matched report ondisk calibrate
 methods
 matching

@@ -1,0 +1,38 @@
+"""Options of the command line from the fields of a dataclass."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from typing import Any
+
+from infoutil_fast import methods
+
+
+def add_options(parser: argparse._ActionsContainer, config: type, skip: Sequence[str] = ()) -> None:
+    """An option for each field of a dataclass, its comment as help; only those given end up among the parsed arguments.
+
+    skip: fields that get none.
+    """
+    for f in fields(config):
+        if f.name in skip:
+            continue
+        default = f.default if f.default is not MISSING else None
+        kind: Any = type(default)
+        option: dict[str, Any] = {"dest": f"field_{f.name}", "default": argparse.SUPPRESS}
+        if kind is bool:
+            option["action"] = argparse.BooleanOptionalAction
+        elif kind is tuple:
+            element: Any = type(default[0]) if default else int
+            option.update(type=lambda text, element=element: tuple(element(v) for v in text.split(",")), metavar="A,B")
+            default = ",".join(map(str, default)) if default else default
+        else:
+            option.update(type=kind, metavar=kind.__name__.upper())
+        help_text = f"{methods.comments(config)[f.name]} (default: {default})".replace("%", "%%")
+        parser.add_argument(f"--{f.name.replace('_', '-')}", help=help_text, **option)
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given of the options of `add_options`."""
+    return {key.removeprefix("field_"): value for key, value in vars(args).items() if key.startswith("field_")}
