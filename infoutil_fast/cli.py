@@ -7,16 +7,18 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
 from infoutil_fast import methods
 from infoutil_fast._version import __version__
-from infoutil_fast.evaluate import LABELS, RECIPES, StudentRecipe, evaluate
+from infoutil_fast.evaluate import LABELS, evaluate
 from infoutil_fast.experts import ExpertRecipe
+from infoutil_fast.export import LAYOUTS, export
 from infoutil_fast.memory import keep_freed_memory
 from infoutil_fast.pipeline import estimate, execute, prepare
+from infoutil_fast.student import RECIPES, StudentRecipe
 from infoutil_fast.train import EARLY, Recipe
 from infoutil_fast.types import InputError
 
@@ -99,7 +101,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     judge.add_argument("--seed", type=int, default=0, help="of the first student; the others follow")
     judge.add_argument("--ipc", type=int, help="only the first images of each class")
     judge.add_argument("--labels", default="online", choices=LABELS, help="the teacher on every batch, stored logits, or class numbers")
-    judge.add_argument("--recipe", default="rded", choices=list(RECIPES))
+    judge.add_argument("--recipe", "--preset", default="rded", choices=list(RECIPES), help="rded-code: all that RDED's public code does")
     judge.add_argument("--teacher", help="on-line teacher, if not the set's own")
     judge.add_argument("--source", help="where the validation images are, if not where the set came from")
     judge.add_argument("--best-of-test", action="store_true", help="also report the best late epoch, which peeks at the test set")
@@ -110,6 +112,18 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     report.add_argument("set", type=Path)
     report.add_argument("--out", type=Path, help="default: SET/report.html")
     report.set_defaults(run=_report)
+
+    exporting = commands.add_parser("export", parents=[common], help="write a set as another project reads it")
+    exporting.add_argument("set", type=Path)
+    exporting.add_argument("out", type=Path, help="a new or empty folder")
+    exporting.add_argument("--layout", default="rded", choices=LAYOUTS)
+    exporting.add_argument(
+        "--subset", help="the data in that project's words (cifar10, imagenet-nette, ...); default: by classes and pixels"
+    )
+    exporting.add_argument("--test-images", action="store_true", help="the validation images too")
+    exporting.add_argument("--teacher", help="another teacher than the set's own")
+    exporting.add_argument("--source", help="where the data are, if not where the set came from")
+    exporting.set_defaults(run=_export)
 
     calibrate = commands.add_parser(
         "calibrate",
@@ -295,6 +309,23 @@ def _report(args: argparse.Namespace, show: Show) -> None:
 
     page = write_report(args.set, args.out)
     show({"report": str(page)}, str(page))
+
+
+def _export(args: argparse.Namespace, show: Show) -> None:
+    done = export(
+        args.set,
+        args.out,
+        layout=args.layout,
+        subset=args.subset,
+        test_images=args.test_images,
+        teacher=args.teacher,
+        source=args.source,
+        progress=not args.quiet,
+    )
+    text = f"{done.root}: {done.images} images, {done.test_images} test images, teacher {done.teacher}\n"
+    if done.accuracy:
+        text += "its constants are now ImageNet's: right on {:.1%} of a sample before, {:.1%} after\n".format(*done.accuracy)
+    show({**asdict(done), "root": str(done.root)}, f"{text}with RDED the folder of its code:\n{done.command}")
 
 
 def _calibrate(args: argparse.Namespace, show: Show) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from infoutil_fast import quirks
 from infoutil_fast.augment import resize
 from infoutil_fast.data import Source, Split
 from infoutil_fast.memory import Stages
@@ -53,6 +54,7 @@ class Choice:
     score: str
     score_at: str
     direction: str
+    floats: bool = False  # windows resized and scored as floats, stored with the fraction dropped (RDED's code)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def draw(source: Source, label: int, cfg: Common, run: Run, stage: Stages) -> tu
 def keep(split: Split, teacher: Teacher, label: int, tried: Windows, cfg: Common, choice: Choice, run: Run, stage: Stages) -> Kept:
     """Score the windows tried, image by image; of each image keep the one that is best, of those the best that the class needs."""
     with stage("cut"):
-        crops = take(split, tried, teacher.facts.size // cfg.factor, run.workers)
+        side = teacher.facts.size // cfg.factor
+        crops = quirks.float_crops(split, tried, side) if choice.floats else take(split, tried, side, run.workers)
     with stage("utility"):
         names = [split.names[i] for i in tried.image]
         chance = file_generator(cfg.seed, label, "scores")
@@ -85,7 +88,8 @@ def keep(split: Split, teacher: Teacher, label: int, tried: Windows, cfg: Common
     with stage("select"):
         one = best_of_image(scores, choice.per_image, choice.direction)
         index = one[rank(scores[one], cfg.ipc * cfg.factor**2, choice.direction)]
-    return Kept(tried[index.numpy()], crops[index], scores[index], index.numpy())
+        best = quirks.truncated(crops[index]) if choice.floats else crops[index]
+    return Kept(tried[index.numpy()], best, scores[index], index.numpy())
 
 
 def shard(teacher: Teacher, label: int, kept: Kept, factor: int, run: Run, stage: Stages, heat: Tensor | None = None) -> ClassShard:

@@ -10,12 +10,13 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
 __main__
 cli
-bench info demo
-pipeline evaluate matched report ondisk calibrate
+bench info demo export
+pipeline evaluate student matched report ondisk calibrate
 methods
 matching
 selection utility games
 buffers experts trajectory zca
+quirks
 shapley kernel_shap gradnorm gradrules influence windows train store forwards locality teacher
 ops designs graphs
 kernels
