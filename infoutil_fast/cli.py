@@ -1,4 +1,4 @@
-"""The command line: teach, experts, distill, evaluate, report, calibrate, info, demo."""
+"""The command line: teach, experts, distill, evaluate, report, export, score, calibrate, info, demo."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from infoutil_fast.experts import ExpertRecipe
 from infoutil_fast.export import LAYOUTS, export
 from infoutil_fast.memory import keep_freed_memory
 from infoutil_fast.pipeline import estimate, execute, prepare
+from infoutil_fast.scoring import FORMATS, KINDS, score
 from infoutil_fast.student import RECIPES, StudentRecipe
 from infoutil_fast.train import EARLY, Recipe
 from infoutil_fast.types import InputError
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(
             "infoutil: interrupted; teach and experts go on from their last epoch, distill from its last class, "
-            "calibrate from its last image",
+            "calibrate from its last image, score from its last class",
             file=sys.stderr,
         )
         return 130
@@ -124,6 +125,20 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     exporting.add_argument("--teacher", help="another teacher than the set's own")
     exporting.add_argument("--source", help="where the data are, if not where the set came from")
     exporting.set_defaults(run=_export)
+
+    scores = commands.add_parser("score", help="Shapley maps or gradient norms of any images: a table, and pictures")
+    kinds = scores.add_subparsers(required=True, metavar="kind")
+    for kind, options in KINDS.items():
+        scoring = kinds.add_parser(kind, parents=[common, running], help=(options.__doc__ or "").splitlines()[0])
+        scoring.add_argument("data", help="a source, a folder of class folders, or a folder of images (scored for the class seen in them)")
+        scoring.add_argument("out", type=Path, help="folder of the scores and pictures")
+        scoring.add_argument("--teacher", required=True, help="checkpoint or its folder, torchvision:NAME, timm:NAME")
+        scoring.add_argument("--split", default="train", choices=("train", "val"), help="of a source")
+        scoring.add_argument("--per-class", type=int, default=0, help="so many images of each class, drawn by --seed; 0: all")
+        scoring.add_argument("--seed", type=int, default=0)
+        scoring.add_argument("--format", default="npz", choices=FORMATS, help="of the table")
+        _fields(scoring, options)
+        scoring.set_defaults(run=_score, kind=kind)
 
     calibrate = commands.add_parser(
         "calibrate",
@@ -326,6 +341,27 @@ def _export(args: argparse.Namespace, show: Show) -> None:
     if done.accuracy:
         text += "its constants are now ImageNet's: right on {:.1%} of a sample before, {:.1%} after\n".format(*done.accuracy)
     show({**asdict(done), "root": str(done.root)}, f"{text}with RDED the folder of its code:\n{done.command}")
+
+
+def _score(args: argparse.Namespace, show: Show) -> None:
+    done = score(
+        args.kind,
+        args.data,
+        args.teacher,
+        args.out,
+        split=args.split,
+        per_class=args.per_class,
+        seed=args.seed,
+        file_format=args.format,
+        device=args.device,
+        dtype=args.dtype,
+        workers=args.workers,
+        progress=not args.quiet,
+        **_given(args),
+    )
+    left = f", {len(done['skipped'])} could not be read" * bool(done["skipped"])
+    values = "lowest {lowest:.4g}, median {median:.4g}, highest {highest:.4g}".format(**done)
+    show(done, "\n".join([f"{done['scores']}: {done['images']} images{left}; {values}", *done["pictures"]]))
 
 
 def _calibrate(args: argparse.Namespace, show: Show) -> None:

@@ -122,7 +122,7 @@ def evaluate(
         "ipc": ipc or have.meta["ipc"],
         "seeds": list(range(seed, seed + seeds)),
         "last": last,
-        "best": best if len(tested) > 1 or best_of_test else None,
+        "best": best if best_of_test or code else None,
         "mean": float(np.mean(last)),
         "std": float(np.std(last, ddof=1)) if seeds > 1 else None,
         "test_images": len(test.labels),

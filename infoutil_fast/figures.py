@@ -249,7 +249,7 @@ def strip(values: np.ndarray, low: float, high: float, log: bool = False) -> byt
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Path]]], tile: int = 96) -> Image.Image:
     """One row per class: its name, then its images in tiles of `tile` pixels (small ones by whole numbers, pixels stay squares)."""
     font = ImageFont.load_default(13)
-    names = [_clipped(name) for name, _ in rows]
+    names = [clipped(name) for name, _ in rows]
     margin = max((round(font.getlength(name)) for name in names), default=0) + 16
     columns = max((len(files) for _, files in rows), default=0)
     sheet = Image.new("RGB", (margin + columns * (tile + 3), max(1, len(rows) * (tile + 3))), "white")
@@ -265,6 +265,7 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Path]]], tile: int = 96) ->
     return sheet
 
 
-def _clipped(name: str, length: int = 24) -> str:
+def clipped(name: str, length: int = 24) -> str:
+    """On one line, cut where it is longer."""
     name = " ".join(name.split())
     return name if len(name) <= length else name[: length - 1] + "…"

@@ -51,8 +51,8 @@ def truncated(crops: Tensor) -> Tensor:
 
     The way there and back leaves some whole numbers a float below themselves, which then lose one level.
     """
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
-    back = ((crops / 255 - mean) / std) / (1 / std) + mean
+    mean, std, inverse = (torch.tensor(values).view(1, 3, 1, 1) for values in (*IMAGENET, [1 / value for value in IMAGENET[1]]))
+    back = ((crops / 255 - mean) / std) / inverse + mean
     return (back * 255).clamp(0, 255).to(torch.uint8)
 
 

@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
 __main__
 cli
-bench info demo export
-pipeline evaluate student matched report ondisk calibrate
+bench info demo export scoring
+pipeline evaluate student collect matched report ondisk calibrate
 methods
 matching
 selection utility games
@@ -21,6 +21,7 @@ shapley kernel_shap gradnorm gradrules influence windows train store forwards lo
 ops designs graphs
 kernels
 dispatch device data nets zoo augment dsa recipes
+sheets
 cifar drawn folders figures charts heads memory hadamard
 types _version
 """.strip().splitlines()
