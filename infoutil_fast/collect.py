@@ -54,13 +54,20 @@ def open_images(data: str | Path, teacher: str, split: str, device: torch.device
     if len(tops) and all("/" in name for name in names):
         labels = np.array([tops.index(name.split("/")[0]) for name in names], np.int64)
         found = Split(tuple(names), labels, read)
-        source = Source(root.name, spec, tops, found, found, 0, *IMAGENET)
+        source = Source(root.name, spec, tops, found, _sample(found), 0, *IMAGENET)
         own = load_teacher(teacher, source, device)
         check_accuracy(own, source, workers=workers)
         return Images(root.name, spec, found, tops, own)
     own = _alone(teacher, device)
     labels = _predicted(own, names, read)
     return Images(root.name, spec, Split(tuple(names), labels, read), own.facts.classes, own)
+
+
+def _sample(split: Split, count: int = 256) -> Split:
+    """Some of the images that can be read, to judge the teacher by."""
+    asked = np.random.default_rng(0).permutation(len(split))[:count]
+    kept = readable(split, np.sort(asked), 8, 0)[1]
+    return Split(tuple(split.names[i] for i in kept), split.labels[kept], lambda position: split.read(int(kept[position])))
 
 
 def _alone(teacher: str, device: torch.device) -> Teacher:
@@ -85,8 +92,11 @@ def _predicted(teacher: Teacher, names: Sequence[str], read: Callable[[int], np.
     return labels
 
 
-def readable(split: Split, positions: np.ndarray, size: int, workers: int) -> tuple[Tensor, np.ndarray, list[str]]:
-    """The images at `positions` that can be read, uint8 [n, 3, size, size], where they stand, and the names of the others."""
+def readable(split: Split, positions: np.ndarray, size: int, workers: int, tell: bool = False) -> tuple[Tensor, np.ndarray, list[str]]:
+    """The images at `positions` that can be read, uint8 [n, 3, size, size], where they stand, and the names of the others.
+
+    `tell`: log why.
+    """
     try:
         return split.batch(positions, size, workers), positions, []
     except InputError:  # look which
@@ -96,7 +106,8 @@ def readable(split: Split, positions: np.ndarray, size: int, workers: int) -> tu
                 parts.append(split.batch([position], size))
                 there.append(position)
             except InputError as error:
-                log.warning("left out: %s", error)
+                if tell:
+                    log.warning("left out: %s", error)
                 skipped.append(split.names[position])
         return torch.cat(parts) if parts else torch.empty(0, 3, size, size, dtype=torch.uint8), np.array(there, np.int64), skipped
 

@@ -75,6 +75,7 @@ figcaption b {{ color: var(--ink); }}
 .legend .window {{ border: 2px solid {WINDOW}; outline: 1px solid {EDGE}; }}
 .legend .box {{ border: 2px dashed {BOX}; outline: 1px solid {EDGE}; }}
 .strip {{ display: block; width: 280px; height: 34px; }}
+.wide-picture {{ display: block; max-width: 100%; width: 760px; background: #ffffff; }}
 .share {{ display: block; height: 13px; background: {INK}; min-width: 1px; }}
 .track {{ display: block; width: 360px; max-width: 100%; }}
 @media (max-width: 720px) {{ dl {{ grid-template-columns: 1fr 1fr; }}

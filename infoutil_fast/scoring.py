@@ -81,10 +81,11 @@ def score(
     or `GradNormOptions`.
 
     OUT/classes/<class>.npz appears class by class, so that a run cut short goes on; at the end OUT/scores.npz or scores.csv has all
-    rows, with `file`, `label`, `score`, for shapley also `heat` [n, g, g] float32 (its sum is the score: what the whole image adds to
-    the payoff), and OUT/*.png the pictures. Images that cannot be read are left out, named in `skipped`, and counted in the result.
+    rows, with `name`, `label`, `position` in its split, `score`, for shapley also `heat` [n, g, g] float32 (its sum is the score:
+    what the whole image adds to the payoff), and OUT/*.png the pictures. Images that cannot be read are left out and named.
 
-    Raises `InputError` before anything is written when something does not fit, or OUT holds scores of another kind.
+    Returns the files, the counts and the lowest, median and highest score. Raises `InputError` before anything is written when
+    something does not fit, or OUT holds other scores.
     """
     one_of("kind of score", kind, tuple(KINDS))
     one_of("file format", file_format, FORMATS)
@@ -127,13 +128,13 @@ def _scored(images: Images, positions: np.ndarray, scorer: Scorer, workers: int,
     skipped: list[str] = []
     for start in range(0, len(positions), AT_ONCE):
         asked = positions[start : start + AT_ONCE]
-        pixels, there, broken = readable(images.split, asked, images.teacher.facts.size, workers)
+        pixels, there, broken = readable(images.split, asked, images.teacher.facts.size, workers, tell=True)
         skipped += broken
         if len(there):
             names = [images.split.names[i] for i in there]
             labels = torch.from_numpy(images.split.labels[there])
             rows = scorer(pixels, labels, names)
-            parts.append({"file": np.array(names), "label": labels.numpy(), "position": there, **rows})
+            parts.append({"name": np.array(names), "label": labels.numpy(), "position": there, **rows})
         bar.update(len(asked))
     keys = parts[0] if parts else ()
     return {"skipped": np.array(skipped, dtype=str), **{key: np.concatenate([part[key] for part in parts]) for key in keys}}
@@ -239,7 +240,7 @@ def as_csv(rows: dict[str, np.ndarray], classes: Sequence[str]) -> str:
     buffer = StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["file", "label", "class", "score", *cells])
-    for i, (file, label, value) in enumerate(zip(rows["file"], rows["label"], rows["score"], strict=True)):
+    for i, (file, label, value) in enumerate(zip(rows["name"], rows["label"], rows["score"], strict=True)):
         own = [] if heat is None else [repr(float(v)) for v in heat[i].ravel()]
         writer.writerow([file, label, classes[label], repr(float(value)), *own])
     return buffer.getvalue()

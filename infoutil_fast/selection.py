@@ -65,6 +65,7 @@ class Kept:
     crops: Tensor  # [n, 3, s, s] uint8
     scores: Tensor  # [n] float32
     index: np.ndarray  # [n] int64, place among all the windows tried
+    pool: Tensor  # [P] float32, the score of each image of the pool: that of its best window
 
 
 def draw(source: Source, label: int, cfg: Common, run: Run, stage: Stages) -> tuple[Split, np.ndarray, list[Generator]]:
@@ -89,7 +90,7 @@ def keep(split: Split, teacher: Teacher, label: int, tried: Windows, cfg: Common
         one = best_of_image(scores, choice.per_image, choice.direction)
         index = one[rank(scores[one], cfg.ipc * cfg.factor**2, choice.direction)]
         best = quirks.truncated(crops[index]) if choice.floats else crops[index]
-    return Kept(tried[index.numpy()], best, scores[index], index.numpy())
+    return Kept(tried[index.numpy()], best, scores[index], index.numpy(), scores[one])
 
 
 def shard(teacher: Teacher, label: int, kept: Kept, factor: int, run: Run, stage: Stages, heat: Tensor | None = None) -> ClassShard:
@@ -104,7 +105,7 @@ def shard(teacher: Teacher, label: int, kept: Kept, factor: int, run: Run, stage
         logits.cpu().unflatten(0, (-1, factor * factor)),
         kept.windows,
         kept.scores.numpy(),
-        {} if heat is None else {"heat": heat.cpu().numpy()},
+        {"pool_score": kept.pool.numpy(), **({} if heat is None else {"heat": heat.cpu().numpy()})},
         dict(stage.seconds),
         dict(stage.peak_bytes),
     )

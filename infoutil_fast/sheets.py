@@ -16,6 +16,7 @@ from infoutil_fast.figures import INK, MEDIAN, clipped, overlay, png
 Read = Callable[[int], np.ndarray]  # position -> [H, W, 3] uint8
 TILE, GAP, LINE = 128, 6, 15  # pixels
 CLASSES, ACROSS = 10, 8  # most rows and columns of a sheet
+PALE = "#b9c6da"  # of the pool
 Tile = tuple[Image.Image, str]
 
 
@@ -129,22 +130,62 @@ def histogram(score: np.ndarray, label: np.ndarray, shown: np.ndarray, classes: 
             by_class.plot([quarter, upper], [row, row], color=INK, linewidth=7, solid_capstyle="butt")
             by_class.plot([middle], [row], color=MEDIAN, marker="|", markersize=11, markeredgewidth=2.2)
     by_class.set(yticks=range(len(shown)), yticklabels=[clipped(classes[one]) for one in shown.tolist()], ylim=(len(shown) - 0.5, -0.5))
-    by_class.set_xlabel(title.lower() + (", log scale" if log else ""))
-    for axes in (whole, by_class):
+    by_class.set_xlabel(title[0].lower() + title[1:] + (", log scale" if log else ""))
+    return _saved(figure, (whole, by_class))
+
+
+Pair = tuple[str, np.ndarray, np.ndarray]  # a class: its name, the scores of its pool and those of its chosen windows
+
+
+def pool_histogram(lines: Sequence[Pair], title: str) -> bytes:
+    """PNG: the scores of the pool and of the windows chosen; above all classes, below a row for each: the pool's quartiles, chosen dots."""
+    pools, picks = (
+        np.concatenate([values[np.isfinite(values)] for values in column]) for column in zip(*((p, c) for _, p, c in lines), strict=True)
+    )
+    both = np.concatenate([pools, picks])
+    figure = Figure(figsize=(8, 2.6 + 0.3 * len(lines)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    whole, by_class = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 0.3 * len(lines) + 0.2))
+    log = bool(len(both)) and both.min() > 0 and both.max() > 100 * both.min()
+    if len(both):
+        bins = _bins(both, log)
+        whole.hist(pools, bins=bins, color=PALE, label=f"pool, {len(pools)} images by their best window")
+        whole.hist(picks, bins=bins, color=MEDIAN, label=f"chosen, {len(picks)} windows")
+        whole.legend(frameon=False, fontsize=9)
+    whole.set_ylabel("number")
+    whole.set_title(title, loc="left", fontsize=11)
+    for row, (_, pool, chosen) in enumerate(lines):
+        if len(own := pool[np.isfinite(pool)]):
+            low, quarter, upper, high = np.quantile(own, (0, 0.25, 0.75, 1))
+            by_class.plot([low, high], [row, row], color=PALE, linewidth=1.2)
+            by_class.plot([quarter, upper], [row, row], color=PALE, linewidth=8, solid_capstyle="butt")
+        by_class.plot(chosen, np.full(len(chosen), row), color=MEDIAN, marker="o", markersize=3.5, linestyle="")
+    by_class.set(yticks=range(len(lines)), yticklabels=[clipped(name) for name, *_ in lines], ylim=(len(lines) - 0.5, -0.5))
+    by_class.set_xlabel("score" + (", log scale" if log else ""))
+    if log:
+        whole.set_xscale("log")
+    return _saved(figure, (whole, by_class))
+
+
+def _saved(figure: Figure, panels: Sequence[Axes]) -> bytes:
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _bars(axes: Axes, score: np.ndarray, log: bool) -> None:
-    if not len(score):
-        return
+def _bins(score: np.ndarray, log: bool) -> list[float]:
     low, high = float(score.min()), float(score.max())
     if not high > low:
         low, high = low - 0.5, high + 0.5
-    bins = (np.geomspace(low, high, 49) if log else np.linspace(low, high, 49)).tolist()
-    axes.hist(score, bins=bins, color=INK)
+    return (np.geomspace(low, high, 49) if log else np.linspace(low, high, 49)).tolist()
+
+
+def _bars(axes: Axes, score: np.ndarray, log: bool) -> None:
+    if not len(score):
+        return
+    axes.hist(score, bins=_bins(score, log), color=INK)
     axes.axvline(float(np.median(score)), color=MEDIAN, linewidth=1.6)
     if log:
         axes.set_xscale("log")

@@ -10,8 +10,9 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
 __main__
 cli
+arguments
 bench info demo export scoring
-pipeline evaluate student collect matched report ondisk calibrate
+pipeline evaluate student collect matched report album ondisk calibrate
 methods
 matching
 selection utility games

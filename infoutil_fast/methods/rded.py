@@ -49,6 +49,6 @@ def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int]
             tried = random_windows(split, pool, cfg.crops, generators)
         kept = keep(split, teacher, label, tried, cfg, choice, run, stage)
         order = torch.arange(len(kept.scores)).view(cfg.factor**2, cfg.ipc).T.flatten().numpy()
-        spread = Kept(kept.windows[order], kept.crops[order], kept.scores[order], kept.index[order])
+        spread = Kept(kept.windows[order], kept.crops[order], kept.scores[order], kept.index[order], kept.pool)
         made = shard(teacher, label, spread, cfg.factor, run, stage)
         yield replace(made, images=quirks.jpeg75(made.images)) if cfg.jpeg75 else made
