@@ -36,23 +36,23 @@ BATCHES = {1: 10, 10: 50, 50: 100}  # by images per class
 
 
 def float_crops(split: Split, windows: Windows, size: int) -> Tensor:
-    """Windows cut and resized as floats, not rounded to bytes: float32 [n, 3, size, size] in 0 to 255."""
+    """Windows cut and resized as floats, not rounded to bytes: float32 [n, 3, size, size] in 0 to 1."""
     out = torch.empty(len(windows), 3, size, size)
     for position in np.unique(windows.image).tolist():
         pixels = torch.from_numpy(split.read(position).copy()).permute(2, 0, 1).float() / 255  # [3, H, W]
         for i in np.flatnonzero(windows.image == position):
             top, left, side = int(windows.top[i]), int(windows.left[i]), int(windows.size[i])
             out[i] = resize(pixels[None, :, top : top + side, left : left + side], size)[0]
-    return out * 255
+    return out
 
 
 def truncated(crops: Tensor) -> Tensor:
-    """Float crops [n, 3, s, s] in 0 to 255 as bytes: to ImageNet's constants and back, then the fraction is dropped, not rounded.
+    """Float crops [n, 3, s, s] in 0 to 1 as bytes: to ImageNet's constants and back, then the fraction is dropped, not rounded.
 
     The way there and back leaves some whole numbers a float below themselves, which then lose one level.
     """
     mean, std, inverse = (torch.tensor(values).view(1, 3, 1, 1) for values in (*IMAGENET, [1 / value for value in IMAGENET[1]]))
-    back = ((crops / 255 - mean) / std) / inverse + mean
+    back = ((crops - mean) / std) / inverse + mean
     return (back * 255).clamp(0, 255).to(torch.uint8)
 
 

@@ -126,7 +126,7 @@ def augmented(images: Tensor, size: int, recipe: Recipe, generator: Generator) -
 
 
 def teach(
-    source: Source, recipe: Recipe, out: Path, *, device: torch.device, dtype: torch.dtype, workers: int = 0, progress: bool = True
+    source: Source, recipe: Recipe, out: str | Path, *, device: torch.device, dtype: torch.dtype, workers: int = 0, progress: bool = True
 ) -> dict[str, Any]:
     """Train a teacher into `out`: last.safetensors, epochNNN.safetensors for the named epochs, log.jsonl.
 
@@ -134,6 +134,7 @@ def teach(
     Returns the last line of the log. Raises `InputError` when `out` holds another recipe's run.
     """
     one_of("schedule", recipe.schedule, ("onecycle", "constant"))
+    out = Path(out)
     for name in ("epochs", "batch"):
         if getattr(recipe, name) < 1:
             raise InputError(f"{name} must be at least 1, not {getattr(recipe, name)}")

@@ -19,12 +19,14 @@ INPUTS = ("native", "pad", "resize")
 
 
 def fit_input(teacher: Teacher, crops: Tensor, how: str) -> Tensor:
-    """Crops [n, 3, s, s], uint8 or float in 0 to 255, as normalised net input [n, 3, S, S].
+    """Crops [n, 3, s, s], uint8 or float in 0 to 1, as normalised net input [n, 3, S, S].
 
     "pad": on a frame of the mean colour, the teacher's side (RDED). "resize": enlarged to the teacher's side. "native": as they
     are, a quarter of the work at factor 2.
     """
     size, side = teacher.facts.size, crops.shape[2]
+    if crops.is_floating_point():
+        crops = crops * 255
     if how == "resize":
         return teacher.normalise(resize(crops, size))
     x = teacher.normalise(crops)
@@ -56,7 +58,7 @@ def window_scores(
     generator: Generator,
     batch: int = 128,
 ) -> Tensor:
-    """One score of each window (`crops` [n, 3, s, s] in 0 to 255, cut from the files `names`), float32 [n] on the CPU; float32 forwards.
+    """One score of each window (`crops` as in `fit_input`, cut from the files `names`), float32 [n] on the CPU; float32 forwards.
 
     `how` as `fit_input`; "native" windows are enlarged for a net that takes one side only (a ConvNet, a ViT).
     Raises `InputError` for an unknown score and where an output is not finite.
