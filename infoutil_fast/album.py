@@ -47,8 +47,10 @@ def window_sheet(found: Found, split: Split, across: int) -> bytes | None:
         lines.append((found.classes[label], tiles))
     if not any(tiles for _, tiles in lines):
         return None
-    note = "Where the windows come from: solid the kept window, dashed the object's box; under it the score"
-    return figures.png(sheets.sheet(lines, note))
+    heat = any(found.scores(label, "heat") for label in found.shown)
+    told = ["Where the windows come from: framed the kept window, under it its score"]
+    told += ["dashed the object's box"] * (split.boxes is not None) + ["red for the class, blue against it"] * heat
+    return figures.png(sheets.sheet(lines, "; ".join(told)))
 
 
 def write_album(found: Found, split: Split | None, page: Path, per_class: int) -> list[Path]:

@@ -72,7 +72,7 @@ def float32_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Windows of which the teacher is surer than 1 - 6e-8 tie at 0; a probability below 1e-45 gives infinity, stored as the largest float.
     """
     own = logits.float().softmax(1).gather(1, targets[:, None])[:, 0]
-    return (-own.log()).clamp(max=torch.finfo(torch.float32).max)
+    return (0.0 - own.log()).clamp(max=torch.finfo(torch.float32).max)  # 0 - log, since -log(1) is -0
 
 
 def resized_test(split: Split, size: int) -> Split:

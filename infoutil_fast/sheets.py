@@ -118,7 +118,7 @@ def histogram(score: np.ndarray, label: np.ndarray, shown: np.ndarray, classes: 
     figure = Figure(figsize=(8, 2.6 + 0.3 * len(shown)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     whole, by_class = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 0.3 * len(shown) + 0.2))
-    log = bool(len(score)) and score.min() > 0 and score.max() > 100 * score.min()
+    log, score, scale = _scaled(score)
     _bars(whole, score, log)
     whole.set_ylabel("images")
     whole.set_title(f"{title}, {len(score)} images; orange: median", loc="left", fontsize=11)
@@ -130,7 +130,7 @@ def histogram(score: np.ndarray, label: np.ndarray, shown: np.ndarray, classes: 
             by_class.plot([quarter, upper], [row, row], color=INK, linewidth=7, solid_capstyle="butt")
             by_class.plot([middle], [row], color=MEDIAN, marker="|", markersize=11, markeredgewidth=2.2)
     by_class.set(yticks=range(len(shown)), yticklabels=[clipped(classes[one]) for one in shown.tolist()], ylim=(len(shown) - 0.5, -0.5))
-    by_class.set_xlabel(title[0].lower() + title[1:] + (", log scale" if log else ""))
+    by_class.set_xlabel(title[0].lower() + title[1:] + scale)
     return _saved(figure, (whole, by_class))
 
 
@@ -146,7 +146,9 @@ def pool_histogram(lines: Sequence[Pair], title: str) -> bytes:
     figure = Figure(figsize=(8, 2.6 + 0.3 * len(lines)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     whole, by_class = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 0.3 * len(lines) + 0.2))
-    log = bool(len(both)) and both.min() > 0 and both.max() > 100 * both.min()
+    log, both, scale = _scaled(both)
+    floor = both.min() if log else -np.inf
+    pools, picks = np.maximum(pools, floor), np.maximum(picks, floor)
     if len(both):
         bins = _bins(both, log)
         whole.hist(pools, bins=bins, color=PALE, label=f"pool, {len(pools)} images by their best window")
@@ -155,16 +157,24 @@ def pool_histogram(lines: Sequence[Pair], title: str) -> bytes:
     whole.set_ylabel("number")
     whole.set_title(title, loc="left", fontsize=11)
     for row, (_, pool, chosen) in enumerate(lines):
-        if len(own := pool[np.isfinite(pool)]):
+        if len(own := np.maximum(pool[np.isfinite(pool)], floor)):
             low, quarter, upper, high = np.quantile(own, (0, 0.25, 0.75, 1))
             by_class.plot([low, high], [row, row], color=PALE, linewidth=1.2)
             by_class.plot([quarter, upper], [row, row], color=PALE, linewidth=8, solid_capstyle="butt")
-        by_class.plot(chosen, np.full(len(chosen), row), color=MEDIAN, marker="o", markersize=3.5, linestyle="")
+        by_class.plot(np.maximum(chosen, floor), np.full(len(chosen), row), color=MEDIAN, marker="o", markersize=3.5, linestyle="")
     by_class.set(yticks=range(len(lines)), yticklabels=[clipped(name) for name, *_ in lines], ylim=(len(lines) - 0.5, -0.5))
-    by_class.set_xlabel("score" + (", log scale" if log else ""))
+    by_class.set_xlabel("score" + scale)
     if log:
         whole.set_xscale("log")
     return _saved(figure, (whole, by_class))
+
+
+def _scaled(score: np.ndarray) -> tuple[bool, np.ndarray, str]:
+    """Whether a log scale tells more of finite scores [n], the scores as it draws them (zeros at its left end), and what to say."""
+    positive = score[score > 0]
+    if not len(positive) or score.min() < 0 or positive.max() <= 100 * positive.min():
+        return False, score, ""
+    return True, np.maximum(score, positive.min()), ", log scale" + "; 0 is drawn at the left end" * bool((score == 0).any())
 
 
 def _saved(figure: Figure, panels: Sequence[Axes]) -> bytes:

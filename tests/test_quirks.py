@@ -77,6 +77,7 @@ def test_float32_loss_ties_where_the_teacher_is_sure_and_never_is_infinite():
     logits = torch.tensor([[0.0, 40.0], [0.0, 30.0], [0.0, -200.0], [0.0, 2.0]])
     loss = quirks.float32_loss(logits, torch.ones(4, dtype=torch.int64))
     assert loss[0] == loss[1] == 0
+    assert not loss.signbit().any(), "no minus zero"
     assert loss[2] == torch.finfo(torch.float32).max
     assert loss[3] == pytest.approx(math.log1p(math.exp(-2)), rel=1e-5)
 

@@ -188,7 +188,7 @@ def test_lowest_and_highest_sheets_show_these(rng):
         assert first[len(first) // 2] == pytest.approx(wanted, abs=1)
 
 
-@pytest.mark.parametrize("values", [[0.0], [3.0, 3.0, 3.0], [1e-9, 1.0, 5e4], [-2.0, np.nan, 4.0]])
+@pytest.mark.parametrize("values", [[0.0], [3.0, 3.0, 3.0], [1e-9, 1.0, 5e4], [0.0, 0.0, 1e-7, 3.0], [-2.0, np.nan, 4.0]])
 def test_histograms_draw_one_value_and_many(values):
     data = sheets.histogram(np.array(values), np.zeros(len(values), np.int64), np.array([0]), ["a" * 80], "Norm")
     assert min(Image.open(BytesIO(data)).size) > 200
