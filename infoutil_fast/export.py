@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from infoutil_fast import nets, store
 from infoutil_fast.data import IMAGENET, Source, open_source
 from infoutil_fast.device import choose_device
+from infoutil_fast.quirks import BATCHES
 from infoutil_fast.store import write_bytes
 from infoutil_fast.teacher import Teacher, check_accuracy, load_teacher
 from infoutil_fast.types import InputError, one_of
@@ -81,6 +83,7 @@ def export(
     about = have.meta["label_teacher"] or have.meta["teacher"]
     oracle = load_teacher(teacher or about["spec"], opened, choose_device("cpu"))
     net, state = rded_names(oracle, subset)
+    check_net(net, oracle, subset, size)
     accuracy = None
     if (oracle.facts.mean, oracle.facts.std) != IMAGENET:
         moved = with_imagenet_stats(oracle)
@@ -96,9 +99,24 @@ def export(
     write_bytes(out / "data" / "pretrain_models" / f"{subset}_{net}.pth", buffer.getvalue())
     tested = _write_test(opened, out / "data" / subset / "val", progress) if test_images else 0
     words = {"subset": subset, "arch-name": net, "factor": factor, "num-crop": crops, "mipc": pool, "ipc": ipc, "stud-name": net}
+    return Exported(out, len(have), tested, net, accuracy, _command(out, words))
+
+
+def _command(out: Path, words: dict[str, Any]) -> str:
+    """What trains RDED's student in `out`; another ipc than its own needs a batch."""
+    if words["ipc"] not in BATCHES:
+        words = {**words, "re-batch-size": max(size for ipc, size in BATCHES.items() if ipc < words["ipc"])}
     options = " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in words.items())
     start = "from argument import args; from validation.main import main; main(args)"
-    return Exported(out, len(have), tested, net, accuracy, f'cd {shlex.quote(str(out))} && PYTHONPATH=RDED python -c "{start}" {options}')
+    return f'cd {shlex.quote(str(out))} && PYTHONPATH=RDED python -c "{start}" {options}'
+
+
+def check_net(net: str, teacher: Teacher, subset: str, size: int) -> None:
+    """Raise `InputError` where RDED's code would take another net or another side than the set's: 128 px go with conv5 and conv6 only."""
+    if subset == "imagenet-1k" and not teacher.facts.name.startswith("torchvision:"):
+        raise InputError(f"for imagenet-1k RDED's code takes torchvision's own weights, not those of {teacher.facts.name}")
+    if size == 128 and net not in ("conv5", "conv6"):
+        raise InputError(f"RDED's code sees 128 px with conv5 and conv6 only, and would enlarge the images for {net}: make the set at 224")
 
 
 def named_subset(subset: str | None, source: str, classes: int, size: int) -> str:

@@ -48,7 +48,7 @@ def write_report(
     ]
     page = figures.page(f"{found.meta['method']} on {found.meta['source'].get('name')}", sections)
     write_bytes(out, page.encode("utf-8", "replace"))
-    write_album(found, source and source.train, out, per_class)
+    write_album(found, source.train if source else None, out, per_class)
     return out
 
 

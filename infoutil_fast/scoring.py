@@ -97,20 +97,9 @@ def score(
     chosen, out, where = KINDS[kind](**options), Path(out), choose_device(device)
     run_dtype = choose_dtype(dtype, where) if kind == "shapley" else torch.float32
     images = open_images(data, str(teacher), split, where, workers)
-    facts = images.teacher.facts
-    meta = {
-        "score": kind,
-        "version": __version__,
-        "options": asdict(chosen),
-        "data": {"name": images.name, "spec": images.spec, "split": split, "classes": list(images.classes)},
-        "per_class": per_class,
-        "seed": seed,
-        "dtype": str(run_dtype).removeprefix("torch."),
-        "teacher": {"name": facts.name, "hash": facts.hash, "spec": facts.spec},
-    }
     make = shapley_of if isinstance(chosen, ShapleyOptions) else norms_of
     scorer: Scorer = make(images.teacher, chosen, run_dtype, seed)  # type: ignore[arg-type]
-    _begin(out, meta)
+    _begin(out, _meta(kind, chosen, images, split, per_class, seed, run_dtype))
     chosen_rows = {label: drawn(images.split, label, per_class, seed) for label in range(len(images.classes))}
     with tqdm(total=sum(map(len, chosen_rows.values())), desc=f"score {kind}", unit="image", disable=None if progress else True) as bar:
         for label, positions in chosen_rows.items():
@@ -120,6 +109,21 @@ def score(
             else:
                 bar.update(len(positions))
     return _finish(out, images, kind, file_format)
+
+
+def _meta(kind: str, options: Any, images: Images, split: str, per_class: int, seed: int, dtype: torch.dtype) -> dict[str, Any]:
+    """score.json: all that decides the numbers."""
+    facts = images.teacher.facts
+    return {
+        "score": kind,
+        "version": __version__,
+        "options": asdict(options),
+        "data": {"name": images.name, "spec": images.spec, "split": split, "classes": list(images.classes)},
+        "per_class": per_class,
+        "seed": seed,
+        "dtype": str(dtype).removeprefix("torch."),
+        "teacher": {"name": facts.name, "hash": facts.hash, "spec": facts.spec},
+    }
 
 
 def _scored(images: Images, positions: np.ndarray, scorer: Scorer, workers: int, bar: Any) -> dict[str, np.ndarray]:

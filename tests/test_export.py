@@ -17,7 +17,7 @@ from torchvision_placeholders import package
 from infoutil_fast import InputError, distill, nets
 from infoutil_fast.cli import main
 from infoutil_fast.data import IMAGENET
-from infoutil_fast.export import SUBSETS, export, named_subset, rded_names, with_imagenet_stats
+from infoutil_fast.export import SUBSETS, check_net, export, named_subset, rded_names, with_imagenet_stats
 from infoutil_fast.store import load
 from infoutil_fast.teacher import Facts, Teacher, load_checkpoint, normalise, save_checkpoint
 from infoutil_fast.train import Recipe, teach
@@ -102,6 +102,14 @@ def test_teachers_that_their_code_cannot_build_are_refused(name, size, subset):
         rded_names(lived_in(name, size), subset)
 
 
+def test_nets_that_their_code_would_see_otherwise_are_refused():
+    with pytest.raises(InputError, match="enlarge the images for resnet18"):
+        check_net("resnet18", lived_in("resnet18", 128), "imagenet-woof", 128)
+    with pytest.raises(InputError, match="torchvision's own weights"):
+        check_net("resnet18", lived_in("resnet18", 64), "imagenet-1k", 224)
+    check_net("conv5", lived_in("convnet5", 128), "imagenet-woof", 128)
+
+
 def test_subsets_by_classes_pixels_and_name():
     assert named_subset(None, "anything", 10, 32) == "cifar10"
     assert named_subset(None, "my-imagenette2", 10, 224) == "imagenet-nette"
@@ -144,6 +152,7 @@ def test_their_reader_finds_the_same_pixels(made, digits, tmp_path):
     words = shlex.split(done.command)
     assert words[words.index("--mipc") + 1] == "12"
     assert words[words.index("--ipc") + 1] == "2"
+    assert words[words.index("--re-batch-size") + 1] == "10", "its code has no batch for ipc 2"
 
 
 def test_a_teacher_by_imagenets_constants_needs_no_folding(made, digits, tmp_path, capsys):
