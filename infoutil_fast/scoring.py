@@ -155,11 +155,12 @@ def shapley_of(teacher: Teacher, options: ShapleyOptions, dtype: torch.dtype, se
         evaluations=options.evaluations or None,
         payoff=options.payoff,
         dtype=dtype,
+        generator=torch.Generator().manual_seed(seed % 2**63),  # of a design that is drawn once for all images
     )
 
     def of(images: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:
         x, targets = teacher.normalise(images), labels.to(teacher.device)
-        if options.design in ("border_hadamard", "exact"):
+        if not made.redrawn:
             heat = made(x, targets)
         else:  # drawn anew for each file, whatever stands beside it
             own = [file_generator(seed, int(label), name) for label, name in zip(labels, names, strict=True)]

@@ -64,7 +64,8 @@ def test_the_notebook_runs_and_is_stored_without_outputs(tmp_path):
     assert len(list(tmp_path.glob("figure*.png"))) == 3
 
 
-def test_timm_scores(tmp_path, monkeypatch, rng):
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of torch.func, for the position embeddings
+def test_timm_scores(rng):
     package("timm")
     module = runpy.run_path(str(EXAMPLES / "timm_scores.py"))
     images = [Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)) for _ in range(2)]

@@ -71,8 +71,10 @@ def test_scores_are_the_scorers_own(kind, options, folder, digits_teacher, tmp_p
         torch.testing.assert_close(torch.from_numpy(rows["heat"]), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_run_cut_short_goes_on_and_ends_with_the_same_bytes(folder, digits_teacher, tmp_path, monkeypatch):
-    words = ["score", "shapley", str(folder), "--teacher", str(digits_teacher), "--design", "kernel", "--dtype", "float32", "--quiet"]
+@pytest.mark.parametrize("design", ["kernel", "captum"])
+def test_a_run_cut_short_goes_on_and_ends_with_the_same_bytes(design, folder, digits_teacher, tmp_path, monkeypatch):
+    words = ["score", "shapley", str(folder), "--teacher", str(digits_teacher), "--design", design, "--grid", "2"]
+    words += ["--evaluations", "12", "--dtype", "float32", "--quiet"]
     assert main([*words, str(tmp_path / "whole")]) == 0
     real, calls = scoring._scored, []
 
