@@ -1,4 +1,4 @@
-"""The command line: teach, experts, distill, evaluate, report, calibrate, bench, info, demo."""
+"""The command line: teach, experts, distill, evaluate, report, export, score, calibrate, bench, info, demo."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from infoutil_fast import bench_cli, methods
-from infoutil_fast._version import __version__
-from infoutil_fast.evaluate import LABELS, RECIPES, StudentRecipe, evaluate
+from infoutil_fast.arguments import parser
+from infoutil_fast.evaluate import evaluate
 from infoutil_fast.experts import ExpertRecipe
+from infoutil_fast.export import export
 from infoutil_fast.memory import keep_freed_memory
-from infoutil_fast.options import add_options, given
+from infoutil_fast.options import given
 from infoutil_fast.pipeline import estimate, execute, prepare
+from infoutil_fast.scoring import score
 from infoutil_fast.train import EARLY, Recipe
 from infoutil_fast.types import InputError
 
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0, or 2 after one line on standard error when the input cannot be used."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        args = _parser(words).parse_args(words)
+        args = parser(words, COMMANDS).parse_args(words)
         logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
         keep_freed_memory()
         args.run(args, lambda value, text: print(json.dumps(value) if args.json else text))
@@ -40,121 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(
             "infoutil: interrupted; teach and experts go on from their last epoch, distill from its last class, "
-            "calibrate from its last image, bench from its last row",
+            "calibrate from its last image, score from its last class, bench from its last row",
             file=sys.stderr,
         )
         return 130
     return 0
-
-
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="infoutil", description="Training-free dataset distillation.")
-    parser.add_argument("--version", action="version", version=f"infoutil_fast {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print figures as one JSON object")
-    common.add_argument("--quiet", action="store_true", help="no progress bars, warnings only")
-    running = argparse.ArgumentParser(add_help=False)
-    running.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    running.add_argument("--dtype", default="auto", help="of the forwards: auto, float32, bfloat16")
-    running.add_argument("--workers", type=int, default=2, help="threads that read images")
-
-    teach = commands.add_parser(
-        "teach", parents=[common, running], help="train a teacher", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    teach.add_argument("source", help="folder, .npz, CIFAR batches, digits or demo")
-    teach.add_argument("out", type=Path, help="folder of the checkpoints")
-    teach.add_argument("--early", action="store_true", help=f"the paper's early teacher: {EARLY}")
-    add_options(teach, Recipe)
-    teach.set_defaults(run=_teach)
-
-    experts = commands.add_parser("experts", parents=[common, running], help="train expert trajectories (mtt, tesla, datm)")
-    experts.add_argument("source", help="folder, .npz, CIFAR batches, digits or demo")
-    experts.add_argument("out", type=Path, help="folder of the experts")
-    experts.add_argument("--from-buffers", type=Path, help="take them from the replay_buffer_*.pt in this folder instead of training")
-    experts.add_argument("--to-buffers", type=Path, help="afterwards write them as replay_buffer_*.pt into this folder")
-    experts.add_argument("--dry-run", action="store_true", help="say what the experts take on disk; write nothing")
-    add_options(experts, ExpertRecipe)
-    experts.set_defaults(run=_experts)
-
-    distill = commands.add_parser("distill", parents=[common, running], help="make a distilled set", conflict_handler="resolve")
-    distill.add_argument("source", nargs="?", help="folder, .npz, CIFAR batches, digits or demo")
-    distill.add_argument("out", type=Path, help="folder of the set")
-    distill.add_argument("--teacher", help="checkpoint or its folder, torchvision:NAME, timm:NAME; mtt, tesla, datm: folder of experts")
-    distill.add_argument("--label-teacher", help="another teacher for the soft labels (the paper's early one)")
-    distill.add_argument("--method", default=_method(words), choices=methods.available())
-    known = ", ".join(methods.presets(methods.load(_method(words)))) or "this method has none"
-    distill.add_argument("--preset", help=f"the method's published settings: {known}")
-    distill.add_argument("--config", type=Path, help="meta.json of a set: make it again")
-    distill.add_argument("--batch", type=int, default=0, help="forwards at once; 0: 64 on the CPU, 512 on CUDA")
-    distill.add_argument("--overwrite", action="store_true", help="replace the set at OUT")
-    distill.add_argument("--dry-run", action="store_true", help="check everything, say what would be done; write nothing")
-    add_options(distill, methods.load(_method(words)).Config)
-    distill.set_defaults(run=_distill)
-
-    judge = commands.add_parser("evaluate", parents=[common, running], help="train students on a set")
-    judge.add_argument("set", type=Path)
-    judge.add_argument("--student", default="convnet3", help="net, see `infoutil info`")
-    judge.add_argument("--seeds", type=int, default=3, help="students")
-    judge.add_argument("--seed", type=int, default=0, help="of the first student; the others follow")
-    judge.add_argument("--ipc", type=int, help="only the first images of each class")
-    judge.add_argument("--labels", default="online", choices=LABELS, help="the teacher on every batch, stored logits, or class numbers")
-    judge.add_argument("--recipe", default="rded", choices=list(RECIPES))
-    judge.add_argument("--teacher", help="on-line teacher, if not the set's own")
-    judge.add_argument("--source", help="where the validation images are, if not where the set came from")
-    judge.add_argument("--best-of-test", action="store_true", help="also report the best late epoch, which peeks at the test set")
-    add_options(judge, StudentRecipe)
-    judge.set_defaults(run=_evaluate)
-
-    report = commands.add_parser("report", parents=[common], help="write a set's HTML page")
-    report.add_argument("set", type=Path)
-    report.add_argument("--out", type=Path, help="default: SET/report.html")
-    report.set_defaults(run=_report)
-
-    calibrate = commands.add_parser(
-        "calibrate",
-        parents=[common, running],
-        help="judge the Shapley designs by exact values on a teacher",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    calibrate.add_argument("source", help="folder, .npz, CIFAR batches, digits or demo")
-    calibrate.add_argument(
-        "--teacher", required=True, default=argparse.SUPPRESS, help="checkpoint or its folder, torchvision:NAME, timm:NAME"
-    )
-    calibrate.add_argument("--out", type=Path, default=Path("infoutil-calibration"), help="folder of games, rows and curves")
-    calibrate.add_argument("--images", type=int, default=64, help="validation images, each with 2^(grid^2) forwards")
-    calibrate.add_argument("--grid", type=int, default=4, help="patches a side, 2 to 4")
-    calibrate.add_argument("--draws", type=int, default=10, help="of each sampled design")
-    calibrate.add_argument("--seed", type=int, default=0, help="of the images and the draws")
-    calibrate.add_argument("--formats", action="store_true", help="also what bfloat16 changes against float32")
-    calibrate.add_argument("--batch", type=int, default=0, help="forwards at once; 0: by memory")
-    calibrate.set_defaults(run=_calibrate)
-
-    bench_cli.add(commands, [common], [common, running])
-
-    info = commands.add_parser("info", parents=[common], help="what runs here, and why the rest does not")
-    info.set_defaults(run=_info)
-
-    demo = commands.add_parser("demo", parents=[common, running], help="the whole job on images that the package draws itself")
-    demo.add_argument("out", type=Path, nargs="?", default=Path("infoutil-demo"), help="folder (default: infoutil-demo)")
-    demo.add_argument("--seeds", type=int, default=3, help="students of each set")
-    demo.set_defaults(run=_demo)
-    return parser
-
-
-def _method(words: Sequence[str]) -> str:
-    """The method asked for, before parsing: its options are part of the parser."""
-    for i, word in enumerate(words):
-        if word.startswith("--method="):
-            return _known(word.split("=", 1)[1])
-        if word == "--method" and i + 1 < len(words):
-            return _known(words[i + 1])
-    return "infoutil"
-
-
-def _known(name: str) -> str:
-    methods.load(name)
-    return name
 
 
 def _teach(args: argparse.Namespace, show: Show) -> None:
@@ -279,6 +171,44 @@ def _report(args: argparse.Namespace, show: Show) -> None:
     show({"report": str(page)}, str(page))
 
 
+def _export(args: argparse.Namespace, show: Show) -> None:
+    done = export(
+        args.set,
+        args.out,
+        layout=args.layout,
+        subset=args.subset,
+        test_images=args.test_images,
+        teacher=args.teacher,
+        source=args.source,
+        progress=not args.quiet,
+    )
+    text = f"{done.root}: {done.images} images, {done.test_images} test images, teacher {done.teacher}\n"
+    if done.accuracy:
+        text += "its constants are now ImageNet's: right on {:.1%} of a sample before, {:.1%} after\n".format(*done.accuracy)
+    show({**asdict(done), "root": str(done.root)}, f"{text}with RDED the folder of its code:\n{done.command}")
+
+
+def _score(args: argparse.Namespace, show: Show) -> None:
+    done = score(
+        args.kind,
+        args.data,
+        args.teacher,
+        args.out,
+        split=args.split,
+        per_class=args.per_class,
+        seed=args.seed,
+        file_format=args.format,
+        device=args.device,
+        dtype=args.dtype,
+        workers=args.workers,
+        progress=not args.quiet,
+        **given(args),
+    )
+    left = f", {len(done['skipped'])} could not be read" * bool(done["skipped"])
+    values = "lowest {lowest:.4g}, median {median:.4g}, highest {highest:.4g}".format(**done)
+    show(done, "\n".join([f"{done['scores']}: {done['images']} images{left}; {values}", *done["pictures"]]))
+
+
 def _calibrate(args: argparse.Namespace, show: Show) -> None:
     from infoutil_fast.calibrate import calibrate
     from infoutil_fast.charts import as_text
@@ -314,6 +244,19 @@ def _demo(args: argparse.Namespace, show: Show) -> None:
     rows = demo(args.out, seeds=args.seeds, device=args.device, dtype=args.dtype, workers=args.workers, progress=not args.quiet)
     show(rows, as_text(rows))
 
+
+COMMANDS = {
+    "teach": _teach,
+    "experts": _experts,
+    "distill": _distill,
+    "evaluate": _evaluate,
+    "report": _report,
+    "export": _export,
+    "score": _score,
+    "calibrate": _calibrate,
+    "info": _info,
+    "demo": _demo,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

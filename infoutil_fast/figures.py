@@ -75,6 +75,7 @@ figcaption b {{ color: var(--ink); }}
 .legend .window {{ border: 2px solid {WINDOW}; outline: 1px solid {EDGE}; }}
 .legend .box {{ border: 2px dashed {BOX}; outline: 1px solid {EDGE}; }}
 .strip {{ display: block; width: 280px; height: 34px; }}
+.wide-picture {{ display: block; max-width: 100%; width: 760px; background: #ffffff; }}
 .share {{ display: block; height: 13px; background: {INK}; min-width: 1px; }}
 .track {{ display: block; width: 360px; max-width: 100%; }}
 @media (max-width: 720px) {{ dl {{ grid-template-columns: 1fr 1fr; }}
@@ -249,7 +250,7 @@ def strip(values: np.ndarray, low: float, high: float, log: bool = False) -> byt
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Path]]], tile: int = 96) -> Image.Image:
     """One row per class: its name, then its images in tiles of `tile` pixels (small ones by whole numbers, pixels stay squares)."""
     font = ImageFont.load_default(13)
-    names = [_clipped(name) for name, _ in rows]
+    names = [clipped(name) for name, _ in rows]
     margin = max((round(font.getlength(name)) for name in names), default=0) + 16
     columns = max((len(files) for _, files in rows), default=0)
     sheet = Image.new("RGB", (margin + columns * (tile + 3), max(1, len(rows) * (tile + 3))), "white")
@@ -265,6 +266,7 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Path]]], tile: int = 96) ->
     return sheet
 
 
-def _clipped(name: str, length: int = 24) -> str:
+def clipped(name: str, length: int = 24) -> str:
+    """On one line, cut where it is longer."""
     name = " ".join(name.split())
     return name if len(name) <= length else name[: length - 1] + "…"

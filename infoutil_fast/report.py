@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from infoutil_fast import figures
+from infoutil_fast.album import score_histogram, write_album
 from infoutil_fast.data import Source, Split, open_source
 from infoutil_fast.figures import Html, join, note, picture, section, table, tag
 from infoutil_fast.ondisk import Found, flat, lines, read, spaced
@@ -23,6 +24,8 @@ def write_report(
     path: Path, out: Path | None = None, *, source: Source | None = None, limit_classes: int = 10, per_class: int = 10
 ) -> Path:
     """Write the report of the distilled set in folder `path` to `out` (`path`/report.html where not given) and return where it is.
+
+    Beside the page lie its pictures as files: <page>-gallery.png, and where there is something to draw -scores.png and -windows.png.
 
     At most `limit_classes` classes are drawn (evenly spaced) with at most `per_class` images each. Without `source`, the one that
     meta.json names is opened. The same files give the same bytes. Raises `InputError` when `path` holds no distilled set.
@@ -45,6 +48,7 @@ def write_report(
     ]
     page = figures.page(f"{found.meta['method']} on {found.meta['source'].get('name')}", sections)
     write_bytes(out, page.encode("utf-8", "replace"))
+    write_album(found, source.train if source else None, out, per_class)
     return out
 
 
@@ -216,6 +220,7 @@ def _origin(split: Split, image: tuple[int, str], window: tuple[int, int, int], 
 
 def _scores(found: Found) -> Html:
     by_class = {label: arrays[0] for label in found.done if (arrays := found.scores(label, "score"))}
+    whole = score_histogram(found)
     finite = {label: score[np.isfinite(score)] for label, score in by_class.items()}
     every = np.concatenate([np.zeros(0), *finite.values()])
     if not len(every):
@@ -233,7 +238,8 @@ def _scores(found: Found) -> Html:
     rows = [row(found.classes[label], finite[label]) for label in found.shown if label in finite]
     head = ["Class", f"Kept windows by score ({axis})", "Kept", "Min", "Median", "Max"]
     told = f"The method's own score of each kept window; {_which(found)}. Bars: windows, each row to its own height; orange: median."
-    return join([note(told), table(head, rows, (0, 1), row(f"All {len(finite)} classes", every))])
+    pool = [] if whole is None else [picture(whole, "scores of the pool and of the chosen windows", "wide-picture")]
+    return join([*pool, note(told), table(head, rows, (0, 1), row(f"All {len(finite)} classes", every))])
 
 
 def _timings(found: Found) -> Html:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from infoutil_fast import quirks
 from infoutil_fast.augment import resize
 from infoutil_fast.data import Source, Split
 from infoutil_fast.memory import Stages
@@ -55,6 +56,7 @@ class Choice:
     score: str
     score_at: str
     direction: str
+    floats: bool = False  # windows resized and scored as floats, stored with the fraction dropped (RDED's code)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Kept:
     crops: Tensor  # [n, 3, s, s] uint8
     scores: Tensor  # [n] float32
     index: np.ndarray  # [n] int64, place among all the windows tried
+    pool: Tensor  # [P] float32, the score of each image of the pool: that of its best window
 
 
 def draw(source: Source, label: int, cfg: Common, run: Run, stage: Stages) -> tuple[Split, np.ndarray, list[Generator]]:
@@ -78,7 +81,8 @@ def draw(source: Source, label: int, cfg: Common, run: Run, stage: Stages) -> tu
 def keep(split: Split, teacher: Teacher, label: int, tried: Windows, cfg: Common, choice: Choice, run: Run, stage: Stages) -> Kept:
     """Score the windows tried, image by image; of each image keep the one that is best, of those the best that the class needs."""
     with stage("cut"):
-        crops = take(split, tried, teacher.facts.size // cfg.factor, run.workers)
+        side = teacher.facts.size // cfg.factor
+        crops = quirks.float_crops(split, tried, side) if choice.floats else take(split, tried, side, run.workers)
     with stage("utility"):
         names = [split.names[i] for i in tried.image]
         chance = file_generator(cfg.seed, label, "scores")
@@ -87,7 +91,8 @@ def keep(split: Split, teacher: Teacher, label: int, tried: Windows, cfg: Common
     with stage("select"):
         one = best_of_image(scores, choice.per_image, choice.direction)
         index = one[rank(scores[one], cfg.ipc * cfg.factor**2, choice.direction)]
-    return Kept(tried[index.numpy()], crops[index], scores[index], index.numpy())
+        best = quirks.truncated(crops[index]) if choice.floats else crops[index]
+    return Kept(tried[index.numpy()], best, scores[index], index.numpy(), scores[one])
 
 
 def shard(teacher: Teacher, label: int, kept: Kept, factor: int, run: Run, stage: Stages, heat: Tensor | None = None) -> ClassShard:
@@ -102,7 +107,7 @@ def shard(teacher: Teacher, label: int, kept: Kept, factor: int, run: Run, stage
         logits.cpu().unflatten(0, (-1, factor * factor)),
         kept.windows,
         kept.scores.numpy(),
-        {} if heat is None else {"heat": heat.cpu().numpy()},
+        {"pool_score": kept.pool.numpy(), **({} if heat is None else {"heat": heat.cpu().numpy()})},
         dict(stage.seconds),
         dict(stage.peak_bytes),
     )

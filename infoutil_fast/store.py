@@ -82,7 +82,8 @@ def _clear(path: Path) -> None:
     for name in ("scores", "images", "labels", ITERATES):  # the scores first: without them a class counts as unfinished
         if (path / name).exists():
             shutil.rmtree(path / name)
-    for name in ("timings.jsonl", "evaluations.jsonl", "report.html", *JOINT, "meta.json"):
+    reports = ("report.html", "report-gallery.png", "report-scores.png", "report-windows.png")
+    for name in ("timings.jsonl", "evaluations.jsonl", *reports, *JOINT, "meta.json"):
         (path / name).unlink(missing_ok=True)
 
 

@@ -13,8 +13,9 @@ from torch import nn
 
 from infoutil_fast import matched
 from infoutil_fast.contest import FREE, MATCHING, Part, Place, Settings
-from infoutil_fast.evaluate import RECIPES, evaluate
+from infoutil_fast.evaluate import evaluate
 from infoutil_fast.store import ITERATES
+from infoutil_fast.student import RECIPES
 from infoutil_fast.teacher import load_teacher
 from infoutil_fast.train import Pixels, accuracy
 

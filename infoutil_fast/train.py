@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from infoutil_fast import augment, nets
-from infoutil_fast.data import Source, Split
+from infoutil_fast.data import IMAGENET, Source, Split
 from infoutil_fast.device import autocast
 from infoutil_fast.store import write_bytes
 from infoutil_fast.teacher import Facts, normalise, save_checkpoint
@@ -46,6 +46,7 @@ class Recipe:
     crop: float = 0.25  # least area share of the random resized crop
     save_epochs: tuple[int, ...] = ()  # epochs whose weights are kept besides the last
     seed: int = 0  # initial weights, order and augmentation
+    imagenet_stats: bool = False  # the net sees ImageNet's mean and deviation, whatever the source's (RDED, on CIFAR too)
 
 
 EARLY = {"epochs": 10, "schedule": "constant", "lr": 0.001}  # InfoUtil appendix B.2, CIFAR; 0.01 for its other sources
@@ -90,12 +91,13 @@ def sgd(net: nn.Module, lr: float, weight_decay: float) -> torch.optim.SGD:
     return torch.optim.SGD(weight_groups(net, weight_decay), lr=lr, momentum=0.9, nesterov=True)
 
 
-def weight_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay for weights of two and more dimensions only: not for norms and biases."""
-    parameters = [p for p in net.parameters() if p.requires_grad]
+def weight_groups(net: nn.Module, weight_decay: float, named: bool = False) -> list[dict[str, Any]]:
+    """Decay for weights of two and more dimensions only: not for norms and biases; `named`: and only where the name has "weight" in it."""
+    parameters = {n: p for n, p in net.named_parameters() if p.requires_grad}
+    decays = {n: p.ndim > 1 and (not named or "weight" in n) for n, p in parameters.items()}
     return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for n, p in parameters.items() if decays[n]], "weight_decay": weight_decay},
+        {"params": [p for n, p in parameters.items() if not decays[n]], "weight_decay": 0.0},
     ]
 
 
@@ -124,7 +126,7 @@ def augmented(images: Tensor, size: int, recipe: Recipe, generator: Generator) -
 
 
 def teach(
-    source: Source, recipe: Recipe, out: Path, *, device: torch.device, dtype: torch.dtype, workers: int = 0, progress: bool = True
+    source: Source, recipe: Recipe, out: str | Path, *, device: torch.device, dtype: torch.dtype, workers: int = 0, progress: bool = True
 ) -> dict[str, Any]:
     """Train a teacher into `out`: last.safetensors, epochNNN.safetensors for the named epochs, log.jsonl.
 
@@ -132,9 +134,12 @@ def teach(
     Returns the last line of the log. Raises `InputError` when `out` holds another recipe's run.
     """
     one_of("schedule", recipe.schedule, ("onecycle", "constant"))
+    out = Path(out)
     for name in ("epochs", "batch"):
         if getattr(recipe, name) < 1:
             raise InputError(f"{name} must be at least 1, not {getattr(recipe, name)}")
+    if recipe.imagenet_stats:
+        source = replace(source, mean=IMAGENET[0], std=IMAGENET[1])
     size = recipe.size or source.size
     if (recipe.start_size or recipe.train_size) and recipe.net.startswith("conv"):
         raise InputError(f"{recipe.net} has a linear layer for {size} px only: other sides need a net with global pooling (resnet18)")

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from infoutil_fast.augment import resize
 from infoutil_fast.gradnorm import el2n, grad_norms
+from infoutil_fast.quirks import float32_loss
 from infoutil_fast.teacher import Teacher
 from infoutil_fast.types import InputError, one_of
 
@@ -18,12 +19,14 @@ INPUTS = ("native", "pad", "resize")
 
 
 def fit_input(teacher: Teacher, crops: Tensor, how: str) -> Tensor:
-    """Crops uint8 [n, 3, s, s] as normalised net input [n, 3, S, S].
+    """Crops [n, 3, s, s], uint8 or float in 0 to 1, as normalised net input [n, 3, S, S].
 
     "pad": on a frame of the mean colour, the teacher's side (RDED). "resize": enlarged to the teacher's side. "native": as they
     are, a quarter of the work at factor 2.
     """
     size, side = teacher.facts.size, crops.shape[2]
+    if crops.is_floating_point():
+        crops = crops * 255
     if how == "resize":
         return teacher.normalise(resize(crops, size))
     x = teacher.normalise(crops)
@@ -55,12 +58,12 @@ def window_scores(
     generator: Generator,
     batch: int = 128,
 ) -> Tensor:
-    """One score of each window (`crops` uint8 [n, 3, s, s], cut from the files `names`), float32 [n] on the CPU; float32 forwards.
+    """One score of each window (`crops` as in `fit_input`, cut from the files `names`), float32 [n] on the CPU; float32 forwards.
 
     `how` as `fit_input`; "native" windows are enlarged for a net that takes one side only (a ConvNet, a ViT).
     Raises `InputError` for an unknown score and where an output is not finite.
     """
-    one_of("score", score, SCORES)
+    one_of("score", score, (*SCORES, "float32_loss"))
     one_of("score_at", how, INPUTS)
     if score == "random":
         return torch.rand(len(crops), generator=generator)
@@ -84,5 +87,8 @@ def _scored(net: nn.Module, x: Tensor, targets: Tensor, score: str) -> Tensor:
         return grad_norms(net, x, targets, layers="last")
     if score == "el2n":
         return el2n(net, x, targets)
+    if score == "float32_loss":
+        with torch.inference_mode():
+            return float32_loss(net(x), targets)
     with torch.inference_mode():
         return F.cross_entropy(net(x).double(), targets, reduction="none")

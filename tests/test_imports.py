@@ -10,20 +10,22 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
 __main__
 cli
-bench_cli
-options bench info demo
+arguments bench_cli
+options bench info demo export scoring
 students footprint tradeoff
 contest
 measure
-pipeline evaluate matched report ondisk calibrate
+pipeline evaluate student collect matched report album ondisk calibrate
 methods
 matching
 selection utility games
 buffers experts trajectory zca
+quirks
 shapley kernel_shap gradnorm gradcalls gradrules influence windows train store forwards locality teacher
 ops designs graphs
 kernels
 dispatch device data nets zoo augment dsa recipes
+sheets
 cifar drawn folders figures charts heads memory hadamard
 types _version
 """.strip().splitlines()

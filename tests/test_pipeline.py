@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 
 from infoutil_fast import InputError, distill, evaluate, load, open_source
+from infoutil_fast.methods.infoutil import heat_maps
 from infoutil_fast.pipeline import prepare
 from infoutil_fast.report import hits
 from infoutil_fast.train import Recipe, teach
+from infoutil_fast.windows import file_generator
 
 OPTIONS = {"ipc": 2, "pool": 20, "dtype": "float32", "progress": False}
 INFOUTIL = {**OPTIONS, "window": 3}  # at factor 1 the default is the whole image, which needs no map
@@ -240,3 +242,17 @@ def test_paper_preset_asks_for_its_early_teacher(digits, digits_teacher, caplog)
     caplog.clear()
     prepare(digits, digits_teacher, preset="paper", ipc=10, label_teacher=digits_teacher / "epoch001.safetensors")
     assert "early teacher" not in caplog.text
+
+
+@pytest.mark.parametrize("design", ["leverage", "captum"])
+def test_maps_of_drawn_coalitions_repeat(design, digits, digits_teacher):
+    """Their draws come from the configuration's seed, not from wherever torch's own generator stands."""
+    plan = prepare(digits, digits_teacher, ipc=1, pool=4, window=3, design=design, evaluations=40, dtype="float32")
+    pool = digits.pool(3, 4, 0)
+    images, names = digits.train.batch(pool, 32), [digits.train.names[i] for i in pool]
+    maps = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        generators = [file_generator(0, 3, name) for name in names]
+        maps.append(heat_maps(plan.teacher, images, 3, plan.config, plan.run, generators))
+    assert torch.equal(*maps)

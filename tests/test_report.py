@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infoutil_fast import figures
+from infoutil_fast import figures, sheets
 from infoutil_fast.data import Source, open_source
 from infoutil_fast.report import hits, montage, write_report
 from infoutil_fast.types import InputError
@@ -159,6 +159,53 @@ def test_a_finished_set_shows_every_part(tmp_path: Path, source: Source, rng: np
     assert "pixelated" in page
     order = [page.index(f"<h2>{title}") for title in ("Results", "Gallery", "Where the windows", "Scores", "Timings", "Settings")]
     assert order == sorted(order)
+
+
+def with_pool(path: Path, pools: dict[int, np.ndarray]) -> Path:
+    """The set with scores of its pool, as the training-free methods write them."""
+    for label, pool in pools.items():
+        file = path / "scores" / f"{label:05d}.npz"
+        with np.load(file) as arrays:
+            whole = {**arrays, "pool_score": pool.astype(np.float32)}
+        np.savez(file, **whole)
+    return path
+
+
+def test_pictures_lie_beside_the_page(tmp_path: Path, source: Source, rng: np.random.Generator) -> None:
+    path = with_pool(make_set(tmp_path / "set", source, rng), {label: rng.lognormal(size=60) for label in range(3)})
+    page = write_report(path, tmp_path / "out" / "page.html", source=with_boxes(source, (3, 3, 20, 20)))
+    files = sorted(file.name for file in page.parent.iterdir())
+    assert files == ["page-gallery.png", "page-scores.png", "page-windows.png", "page.html"]
+    assert len(pictures(page.read_text("utf-8"))) == 3 * IPC + 3 * 5 + (3 + 1) + 1
+    assert (page.parent / "page-scores.png").read_bytes() in pictures(page.read_text("utf-8"))
+    sheet = np.asarray(Image.open(page.parent / "page-windows.png").convert("RGB")).astype(int)
+    assert (np.abs(sheet - (255, 212, 0)).max(2) < 90).any(), "boxes"
+    first = [file.read_bytes() for file in sorted(page.parent.iterdir())]
+    write_report(path, page, source=with_boxes(source, (3, 3, 20, 20)))
+    assert [file.read_bytes() for file in sorted(page.parent.iterdir())] == first
+
+
+def test_pictures_that_no_longer_belong_go(tmp_path: Path, source: Source, rng: np.random.Generator) -> None:
+    path = with_pool(make_set(tmp_path / "set", source, rng), {0: np.array([1.0])})
+    write_report(path)
+    assert (path / "report-windows.png").exists()
+    (tmp_path / "src").rename(tmp_path / "gone")
+    for file in (path / "scores").glob("*.npz"):
+        file.write_bytes(b"")
+    write_report(path)
+    assert sorted(file.name for file in path.glob("*.png")) == ["report-gallery.png"]
+
+
+@pytest.mark.parametrize("odd", ["one", "constant", "nan", "negative"])
+def test_pool_histograms_draw_odd_scores(odd: str, rng: np.random.Generator) -> None:
+    pool = {
+        "one": np.array([0.5]),
+        "constant": np.full(9, 3.0),
+        "nan": np.full(4, np.nan),
+        "negative": -rng.lognormal(0, 5, 99),
+    }[odd]
+    raw = sheets.pool_histogram([("ant", pool, pool[:1]), ("bee" * 30, pool, pool[:0])], "chosen")
+    assert min(Image.open(io.BytesIO(raw)).size) > 200
 
 
 def test_limits_hold_and_are_told(tmp_path: Path, source: Source, rng: np.random.Generator) -> None:

@@ -16,7 +16,7 @@ from infoutil_fast.shapley import PAYOFFS, PatchShapley
 from infoutil_fast.teacher import Teacher, refuse_nan
 from infoutil_fast.types import ClassShard, InputError, one_of
 from infoutil_fast.utility import INPUTS, SCORES
-from infoutil_fast.windows import DIRECTIONS, noisy_cells, pool_heat, random_windows, whole_windows, windows_at
+from infoutil_fast.windows import DIRECTIONS, file_generator, noisy_cells, pool_heat, random_windows, whole_windows, windows_at
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def heat_maps(teacher: Teacher, images: Tensor, label: int, cfg: Config, run: Ru
         payoff=cfg.payoff,
         dtype=run.dtype,
         batch=run.shapley_batch,
+        generator=file_generator(cfg.seed, label, "coalitions"),  # of a design that is drawn once for all images
     )
-    if cfg.design in ("border_hadamard", "exact"):
+    if not made.redrawn:
         return made(x, targets)
     return torch.cat([made(x[i : i + 1], targets[i : i + 1], generator=generator) for i, generator in enumerate(generators)])

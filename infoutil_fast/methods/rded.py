@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from infoutil_fast import quirks
 from infoutil_fast.data import Source
 from infoutil_fast.memory import Stages
 from infoutil_fast.selection import Choice, Kept, Run, draw, keep, shard
@@ -24,19 +25,30 @@ class Config:
     seed: int = 0  # of the pool and the windows
     crops: int = 5  # random windows tried per image
     score_at: str = "pad"  # size of a window when it is scored: native, pad, resize
+    float_crops: bool = False  # RDED's code: windows are resized and scored as floats, and stored with the fraction dropped
+    float32_loss: bool = False  # RDED's code: the loss is taken from a float32 probability, so that the surest windows tie at 0
+    jpeg75: bool = False  # RDED's code: the images have been through JPEG at quality 75
 
     def __post_init__(self) -> None:
         one_of("score_at", self.score_at, INPUTS)
 
 
+# What RDED's scripts and code do; how its students are trained is `infoutil evaluate --recipe rded-code`
+PRESETS = {
+    "rded-code": {"pool": 300, "crops": 5, "score_at": "pad", "float_crops": True, "float32_loss": True, "jpeg75": True},
+}
+
+
 def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int], run: Run) -> Iterator[ClassShard]:
     """One finished shard of each class in `labels`. Image j holds ranks j, n + j, 2n + j, 3n + j, as in RDED's code."""
+    choice = Choice(cfg.crops, "float32_loss" if cfg.float32_loss else "loss", cfg.score_at, "low", cfg.float_crops)
     for label in labels:
         stage = Stages(teacher.device)
         split, pool, generators = draw(source, label, cfg, run, stage)
         with stage("cut"):
             tried = random_windows(split, pool, cfg.crops, generators)
-        kept = keep(split, teacher, label, tried, cfg, Choice(cfg.crops, "loss", cfg.score_at, "low"), run, stage)
+        kept = keep(split, teacher, label, tried, cfg, choice, run, stage)
         order = torch.arange(len(kept.scores)).view(cfg.factor**2, cfg.ipc).T.flatten().numpy()
-        spread = Kept(kept.windows[order], kept.crops[order], kept.scores[order], kept.index[order])
-        yield shard(teacher, label, spread, cfg.factor, run, stage)
+        spread = Kept(kept.windows[order], kept.crops[order], kept.scores[order], kept.index[order], kept.pool)
+        made = shard(teacher, label, spread, cfg.factor, run, stage)
+        yield replace(made, images=quirks.jpeg75(made.images)) if cfg.jpeg75 else made

@@ -1,0 +1,123 @@
+"""RDED's public code where it departs from the plain reading of its paper and changes a number: each departure on its own.
+
+Source: LINs-lab/RDED, synthesize/ and validation/. What sets them all: the preset `rded-code` of `infoutil distill --method rded`,
+and the recipe `rded-code` of `infoutil evaluate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from infoutil_fast.augment import resize
+from infoutil_fast.data import IMAGENET, Split
+from infoutil_fast.types import InputError, Windows
+
+# Rates of its students (argument.py); any other student trains at a rate of 0 there.
+RATES = {
+    "conv": 1e-3,
+    "resnet18": 1e-3,
+    "resnet50": 1e-3,
+    "resnet101": 1e-3,
+    "vgg11": 5e-4,
+    "efficientnet_b0": 2e-3,
+    "mobilenet_v2": 2.5e-3,
+    "alexnet": 1e-4,
+    "vit_b_16": 1e-4,
+    "swin_v2_t": 1e-4,
+}
+BATCHES = {1: 10, 10: 50, 50: 100}  # by images per class
+
+
+def float_crops(split: Split, windows: Windows, size: int) -> Tensor:
+    """Windows cut and resized as floats, not rounded to bytes: float32 [n, 3, size, size] in 0 to 1."""
+    out = torch.empty(len(windows), 3, size, size)
+    for position in np.unique(windows.image).tolist():
+        pixels = torch.from_numpy(split.read(position).copy()).permute(2, 0, 1).float() / 255  # [3, H, W]
+        for i in np.flatnonzero(windows.image == position):
+            top, left, side = int(windows.top[i]), int(windows.left[i]), int(windows.size[i])
+            out[i] = resize(pixels[None, :, top : top + side, left : left + side], size)[0]
+    return out
+
+
+def truncated(crops: Tensor) -> Tensor:
+    """Float crops [n, 3, s, s] in 0 to 1 as bytes: to ImageNet's constants and back, then the fraction is dropped, not rounded.
+
+    The way there and back leaves some whole numbers a float below themselves, which then lose one level.
+    """
+    mean, std, inverse = (torch.tensor(values).view(1, 3, 1, 1) for values in (*IMAGENET, [1 / value for value in IMAGENET[1]]))
+    back = ((crops - mean) / std) / inverse + mean
+    return (back * 255).clamp(0, 255).to(torch.uint8)
+
+
+def jpeg75(images: Tensor) -> Tensor:
+    """What is left of uint8 images [n, 3, S, S] after JPEG at quality 75 with halved colour, Pillow's default."""
+    read = []
+    for image in images:
+        buffer = BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, "JPEG")
+        read.append(np.asarray(Image.open(buffer)))
+    return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).contiguous() if read else images
+
+
+def float32_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(logits)[target] with the probability rounded to float32 first: float32 [n].
+
+    Windows of which the teacher is surer than 1 - 6e-8 tie at 0; a probability below 1e-45 gives infinity, stored as the largest float.
+    """
+    own = logits.float().softmax(1).gather(1, targets[:, None])[:, 0]
+    return (0.0 - own.log()).clamp(max=torch.finfo(torch.float32).max)  # 0 - log, since -log(1) is -0
+
+
+def resized_test(split: Split, size: int) -> Split:
+    """The split with each image's short side at (size // 7) * 8 and its centre cut to `size`: 64 -> 72, 128 -> 144, 224 -> 256."""
+    short = size // 7 * 8
+
+    def read(position: int) -> np.ndarray:
+        image = Image.fromarray(split.read(position))
+        w, h = image.size
+        if min(w, h) != short:
+            w, h = (short, int(short * h / w)) if w <= h else (int(short * w / h), short)
+            image = image.resize((w, h), Image.Resampling.BILINEAR)
+        left, top = round((w - size) / 2), round((h - size) / 2)
+        return np.asarray(image.crop((left, top, left + size, top + size)))
+
+    return split if short == size else replace(split, read=read)
+
+
+def first_of_each(split: Split, count: int) -> Split:
+    """The first `count` images of each class, in the split's own order (RDED: in the order in which the folder lists them)."""
+    kept = np.sort(np.concatenate([split.of_class(label)[:count] for label in np.unique(split.labels)]))
+    boxes = None if split.boxes is None else split.boxes[kept]
+    return Split(tuple(split.names[i] for i in kept), split.labels[kept], lambda position: split.read(int(kept[position])), boxes)
+
+
+def default_stem(net: nn.Module) -> None:
+    """Draw the 3x3 stem of a small-image ResNet as torch draws a convolution: RDED replaces it after the net's own start."""
+    stem = getattr(net, "conv1", None)
+    if isinstance(stem, nn.Conv2d) and stem.kernel_size == (3, 3):
+        stem.reset_parameters()
+
+
+def student_settings(student: str, teacher: str, classes: int, size: int, ipc: int) -> dict[str, Any]:
+    """Rate, batch and test images of a class that argument.py sets for a student, by teacher, classes, side and images per class.
+
+    Raises `InputError` where it has none: an unknown student, or another ipc than 1, 10 and 50.
+    """
+    small = student.removeprefix("torchvision:").replace("_modified", "").replace("-small", "")
+    family = "conv" if small.startswith("conv") else small
+    if family not in RATES:
+        raise InputError(f"RDED's code has no rate for the student {student!r}, it would train at 0: give lr, or one of {', '.join(RATES)}")
+    if ipc not in BATCHES:
+        raise InputError(f"RDED's code has no batch for ipc {ipc}: give batch (it has {BATCHES} by ipc)")
+    batch = 100 if classes == 200 else BATCHES[ipc] * (2 if classes in (100, 1000) else 1)
+    settings: dict[str, Any] = {"lr": RATES[family], "batch": batch, "test_per_class": 50 if size >= 64 else 0}
+    if (classes, size) == (100, 32) and family == "conv" and teacher.startswith("conv"):
+        settings.update(lr=2e-3, batch=25)
+    return settings
