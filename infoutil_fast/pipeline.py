@@ -216,11 +216,13 @@ def execute(plan: Plan, out: Path, *, overwrite: bool = False, progress: bool = 
     bar = tqdm(total=len(own), initial=done, desc=f"distil {plan.method}", unit="class", disable=None if progress else True)
     run = replace(plan.run, folder=out, progress=progress)
     for shard in module.distill(plan.source, plan.teacher, plan.config, todo, run) if todo else ():
-        pool = [plan.source.train.names[i] for i in plan.source.pool(shard.label, plan.config.pool, plan.config.seed)]
-        store.write_class(out, shard, plan.source.train.names, pool, rank)
+        train, drawn = plan.source.train, plan.source.pool(shard.label, plan.config.pool, plan.config.seed)
+        skipped = [train.names[i] for i in train.skipped.among(drawn)]
+        store.write_class(out, shard, train.names, [train.names[i] for i in drawn], rank, skipped)
         bar.set_postfix_str(plan.source.classes[shard.label])
         bar.update()
     bar.close()
+    plan.source.log_skipped()
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -98,8 +98,11 @@ def is_done(path: Path, label: int) -> bool:
     return (path / "scores" / f"{folder(label)}.npz").exists()
 
 
-def write_class(path: Path, shard: ClassShard, names: tuple[str, ...], pool: list[str], rank: int) -> None:
-    """Write one class; `names` are those of the source's training images. The scores come last: they mark the class as finished."""
+def write_class(path: Path, shard: ClassShard, names: tuple[str, ...], pool: list[str], rank: int, skipped: Sequence[str] = ()) -> None:
+    """Write one class; `names` are those of the source's training images, `skipped` those of the pool that could not be decoded.
+
+    The scores come last: they mark the class as finished.
+    """
     for i, image in enumerate(shard.images):
         buffer = BytesIO()
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
@@ -107,7 +110,9 @@ def write_class(path: Path, shard: ClassShard, names: tuple[str, ...], pool: lis
     if shard.pixels is not None:
         write_bytes(path / "images" / folder(shard.label) / PIXELS, save({"pixels": shard.pixels.contiguous()}))
     write_bytes(path / "labels" / f"{folder(shard.label)}.safetensors", save({"soft": shard.soft.half().contiguous()}))
-    line = {"label": shard.label, "rank": rank, "seconds": shard.seconds, "peak_bytes": shard.peak_bytes}
+    line: dict[str, Any] = {"label": shard.label, "rank": rank, "seconds": shard.seconds, "peak_bytes": shard.peak_bytes}
+    if skipped:
+        line["skipped"] = list(skipped)
     with open(path / "timings.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
     w = shard.windows

@@ -171,7 +171,7 @@ def test_folder_errors_say_what_is_there(folder: Path) -> None:
         open_source(folder / "valid/horse")
 
 
-@pytest.mark.parametrize("spec", ["nowhere", "hf:cifar10", ""])
+@pytest.mark.parametrize("spec", ["nowhere", "nowhere@imagenette", ""])
 def test_an_unknown_spec_lists_what_is_possible(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").write_text("x")

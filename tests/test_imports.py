@@ -20,7 +20,9 @@ shapley kernel_shap gradnorm gradrules influence windows train store forwards lo
 ops designs graphs
 kernels
 dispatch device data nets zoo augment dsa recipes
-cifar drawn folders figures charts heads memory hadamard
+arrays folders huggingface
+source
+cifar svhn drawn images subsets figures charts heads memory hadamard
 types _version
 """.strip().splitlines()
 LEVEL = {name: level for level, line in enumerate(ORDER) for name in line.split()}
