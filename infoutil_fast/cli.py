@@ -15,6 +15,7 @@ from infoutil_fast import methods
 from infoutil_fast._version import __version__
 from infoutil_fast.evaluate import LABELS, RECIPES, StudentRecipe, evaluate
 from infoutil_fast.experts import ExpertRecipe
+from infoutil_fast.foreign import NORMALISATIONS, import_teacher
 from infoutil_fast.memory import keep_freed_memory
 from infoutil_fast.pipeline import estimate, execute, prepare
 from infoutil_fast.train import EARLY, Recipe
@@ -64,6 +65,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
     teach.add_argument("source", help="folder, .npz, CIFAR batches, digits or demo")
     teach.add_argument("out", type=Path, help="folder of the checkpoints")
+    teach.add_argument("--from-checkpoint", type=Path, help="take the weights of --net from this file of another project; train nothing")
+    teach.add_argument("--normalisation", default="auto", choices=NORMALISATIONS, help="that the checkpoint was trained with")
+    teach.add_argument("--class-order", type=Path, help="the class of each output of the checkpoint, a line each; else it is found out")
     teach.add_argument("--early", action="store_true", help=f"the paper's early teacher: {EARLY}")
     _fields(teach, Recipe)
     teach.set_defaults(run=_teach)
@@ -180,6 +184,11 @@ def _teach(args: argparse.Namespace, show: Show) -> None:
     from infoutil_fast.device import choose_device, choose_dtype
     from infoutil_fast.train import teach
 
+    if args.from_checkpoint is not None:
+        _import(args, show)
+        return
+    if args.class_order is not None or args.normalisation != "auto":
+        raise InputError("--class-order and --normalisation belong to --from-checkpoint")
     device = choose_device(args.device)
     recipe = Recipe(**{**(EARLY if args.early else {}), **_given(args)})
     last = teach(
@@ -194,6 +203,27 @@ def _teach(args: argparse.Namespace, show: Show) -> None:
     show(
         last, f"{args.out / 'last.safetensors'}: {last['accuracy']:.2%} of {last['images']} validation images after {last['epoch']} epochs"
     )
+
+
+def _import(args: argparse.Namespace, show: Show) -> None:
+    from infoutil_fast.data import open_source
+    from infoutil_fast.device import choose_device
+
+    given = _given(args)
+    if wrong := sorted(set(given) - {"net", "size"}) + ["early"] * args.early:
+        raise InputError(f"--from-checkpoint trains nothing: leave out {', '.join(wrong)}")
+    about = import_teacher(
+        open_source(args.source),
+        args.from_checkpoint,
+        args.out,
+        **{"net": Recipe.net, **given},
+        normalisation=args.normalisation,
+        class_order=args.class_order,
+        device=choose_device(args.device),
+        workers=args.workers,
+    )
+    order = f"class order {about['class_order']}, {about['normalisation']} normalisation"
+    show(about, f"{args.out / 'last.safetensors'}: {about['accuracy']:.2%} of {about['images']} validation images; {order}")
 
 
 def _experts(args: argparse.Namespace, show: Show) -> None:

@@ -79,6 +79,8 @@ def load_checkpoint(path: Path) -> Teacher:
         raise InputError(
             f"no teacher at {path}: give a .safetensors file or a folder of `infoutil teach`, or one of {', '.join(nets.NAMES[-2:])}"
         )
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is no teacher of ours: make it one with `infoutil teach SOURCE OUT --from-checkpoint {path} --net NAME`")
     try:
         with safe_open(path, "pt") as file:
             described = (file.metadata() or {}).get("infoutil_fast")
@@ -86,7 +88,9 @@ def load_checkpoint(path: Path) -> Teacher:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read as .safetensors ({error}): is it truncated?") from error
     if described is None:
-        raise InputError(f"{path} holds no infoutil_fast facts: it was not written by `infoutil teach`")
+        raise InputError(
+            f"{path} holds no infoutil_fast facts: it was not written by `infoutil teach` (--from-checkpoint reads other files)"
+        )
     try:
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(described).items()}
         facts = Facts(**known)
@@ -174,7 +178,7 @@ def check_accuracy(teacher: Judge, source: Source, *, seed: int = 0, count: int 
         raise InputError(
             f"teacher {teacher.facts.name} is right on {right:.1%} of {len(picked)} validation images of {source.name}, "
             f"chance is {chance:.1%}: "
-            "wrong class order, normalisation or weights?"
+            "wrong class order, normalisation or weights? (`infoutil teach --from-checkpoint` finds out order and normalisation)"
         )
     return right
 

@@ -16,13 +16,13 @@ methods
 matching
 selection utility games
 buffers experts trajectory zca
-shapley kernel_shap gradnorm gradrules influence windows train store forwards locality teacher
+shapley kernel_shap gradnorm gradrules influence windows train store forwards locality teacher foreign
 ops designs graphs
 kernels
 dispatch device data nets zoo augment dsa recipes
 arrays folders huggingface
-source
-cifar svhn drawn images subsets figures charts heads memory hadamard
+source checkpoints
+cifar svhn drawn images subsets classorder figures charts heads memory hadamard
 types _version
 """.strip().splitlines()
 LEVEL = {name: level for level, line in enumerate(ORDER) for name in line.split()}
