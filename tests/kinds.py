@@ -201,7 +201,7 @@ KINDS = [
     Kind("PNG cut short", ".png", cut(".png", 0.6), "truncated"),
     Kind("WebP cut short", ".webp", cut(".webp", 0.6), ""),
     Kind("header alone", ".jpg", cut(".jpg", 0.02), ""),
-    Kind("decompression bomb (PNG, 900 MP)", ".png", content(png(30_000, 30_000, 1, 0, bytes(3751 * 3000))), "pixels"),
+    Kind("decompression bomb (PNG, 900 MP)", ".png", content(png(30_000, 30_000, 1, 0, bytes(3751 * 30))), "pixels"),
     Kind("dangling link", ".png", dangling, "no such file"),
     Kind("named pipe", ".png", lambda path, rng: os.mkfifo(path), "no regular file"),
 ]

@@ -117,7 +117,9 @@ def test_a_hostile_file_is_refused_by_name_and_runs_nothing(
         "alone": payload,
     }[place]
     write(value, tmp_path / "a.pth")
-    with pytest.raises(InputError, match=r"holds Python objects, which are refused: it asks for [\w.]*(system|eval|touch|getattr|_load_from_bytes)"):
+    with pytest.raises(
+        InputError, match=r"holds Python objects, which are refused: it asks for [\w.]*(system|eval|touch|getattr|_load_from_bytes)"
+    ):
         read_state(tmp_path / "a.pth")
     assert not mark.exists()
 
