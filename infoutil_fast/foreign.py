@@ -142,17 +142,16 @@ def _read(logits: Tensor, labels: np.ndarray, classes: int, given: list[int] | N
 def _refuse(file: Path, source: Source, found: dict[str, Any]) -> None:
     """Raise `InputError` for chance level under every order, and for an order that the images do not settle."""
     chance, images = 1 / len(source.classes), found["images"] // 2
+    right = f"{file} is right on {found['crossed']:.1%} of {images} training images of {source.name} under the best order of its outputs"
     if found["crossed"] < chance + 3 * (chance * (1 - chance) / max(images, 1)) ** 0.5:
-        raise InputError(
-            f"{file} is right on {found['crossed']:.1%} of {images} training images of {source.name} under the best order of its outputs, "
-            f"chance is {chance:.1%}: wrong net, size, normalisation or data?"
-        )
+        raise InputError(f"{right}, chance is {chance:.1%}: wrong net, size, normalisation or data?")
     if found["doubtful"]:
         names = source.classes
         told = [f"{names[i]} and {names[j]}" if j >= 0 else f"{names[i]} and an unused output" for i, j in found["doubtful"][:4]]
         raise InputError(
-            f"{file} has another class order than {source.name}, and {found['images']} training images do not settle it for "
-            f"{', '.join(told)}{', ...' * (len(found['doubtful']) > 4)} ({len(found['doubtful'])} pairs): give the order with --class-order"
+            f"{right}, chance is {chance:.1%}, and they do not settle the order of {', '.join(told)}"
+            f"{', ...' * (len(found['doubtful']) > 4)} ({len(found['doubtful'])} pairs): wrong net, size or data, "
+            "or give the order with --class-order"
         )
 
 

@@ -313,7 +313,7 @@ def _work(name: str, first: int, seconds: float, results: Any) -> None:
     torch.set_num_threads(1)
     logging.disable()
     _limit_memory()
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds  # the imports do not count
     seed = first
     while time.monotonic() < end:
         results.send((seed, None))  # if this one kills the process, its seed is known
@@ -326,17 +326,17 @@ def campaign(name: str, first: int, seconds: float) -> dict[str, Any]:
     """Files of one reader for so many seconds, in a process that may die: counts, and seeds of what must not be."""
     counts = {"tried": 0, "read": 0, "refused": 0}
     bad: list[tuple[int, str]] = []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    begun, deaths = time.monotonic(), 0
+    while deaths < 20 and time.monotonic() - begun < seconds + 60:
         ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
-        worker = multiprocessing.get_context("spawn").Process(target=_work, args=(name, first, end - time.monotonic(), theirs))
+        worker = multiprocessing.get_context("spawn").Process(target=_work, args=(name, first, seconds, theirs))
         worker.start()
         theirs.close()
         now = first
         try:
             while True:
-                if not ours.poll(60):
-                    bad.append((now, "hangs for a minute"))
+                if not ours.poll(600 if now == first else 120):  # the imports may take their time
+                    bad.append((now, "hangs for two minutes"))
                     worker.kill()
                     break
                 seed, outcome = ours.recv()
@@ -352,7 +352,7 @@ def campaign(name: str, first: int, seconds: float) -> dict[str, Any]:
             worker.join()
             bad.append((now, f"the process died with code {worker.exitcode}"))
         worker.join()
-        first = now + 1
+        first, deaths = now + 1, deaths + 1
     return {**counts, "bad": bad}
 
 
