@@ -216,7 +216,7 @@ def canonical(name: str) -> str:
         return f"convnet{m[1] or 3}" + (f"-w{m[2]}" if m[2] else "") + ("" if m[3] == "BN" else "-in")
     if m := re.fullmatch(r"(resnet\d+)_modified", name):
         return f"{m[1]}-small"
-    if m := re.fullmatch(r"conv(\d)", name):
+    if m := re.fullmatch(r"conv(\d.*)", name):
         return f"convnet{m[1]}"
     return f"torchvision:{name}" if name in TORCHVISION else name
 

@@ -89,7 +89,11 @@ class Split:
             return image is not None
 
         there = np.fromiter(threaded(fill, range(len(rows)), workers), bool, len(rows))
-        return torch.from_numpy(out if there.all() else out[there]), np.flatnonzero(there)
+        left = np.flatnonzero(there)
+        for new, old in enumerate(left):  # in place: `out` may be most of the memory
+            if new != old:
+                out[new] = out[old]
+        return torch.from_numpy(out[: len(left)]), left
 
     def attempt(self, position: int) -> np.ndarray | None:
         """The image, or None when it cannot be decoded: then it is remembered and logged."""
