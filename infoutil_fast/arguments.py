@@ -12,6 +12,7 @@ from infoutil_fast._version import __version__
 from infoutil_fast.evaluate import LABELS
 from infoutil_fast.experts import ExpertRecipe
 from infoutil_fast.export import LAYOUTS
+from infoutil_fast.foreign import NORMALISATIONS
 from infoutil_fast.options import add_options
 from infoutil_fast.scoring import FORMATS, KINDS
 from infoutil_fast.student import RECIPES, StudentRecipe
@@ -53,6 +54,9 @@ def _teach(commands: Any, shared: list[argparse.ArgumentParser], run: Command) -
     parser = commands.add_parser("teach", parents=shared, help="train a teacher", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("source", help=SOURCE)
     parser.add_argument("out", type=Path, help="folder of the checkpoints")
+    parser.add_argument("--from-checkpoint", type=Path, help="take the weights of --net from this file of another project; train nothing")
+    parser.add_argument("--normalisation", default="auto", choices=NORMALISATIONS, help="that the checkpoint was trained with")
+    parser.add_argument("--class-order", type=Path, help="the class of each output of the checkpoint, a line each; else it is found out")
     parser.add_argument("--early", action="store_true", help=f"the paper's early teacher: {EARLY}")
     add_options(parser, Recipe)
     parser.set_defaults(run=run)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infoutil_fast.checkpoints import load_pickle
 from infoutil_fast.data import Source
 from infoutil_fast.experts import FORMATS, ExpertRecipe, Experts, begin, inner, whitening, write_expert
 from infoutil_fast.store import write_bytes
 from infoutil_fast.train import Pixels
 from infoutil_fast.types import InputError
 
+NO_BUFFER = "{} is no replay buffer: needed are experts, each a list of epochs, each a list of tensors"
 log = logging.getLogger(__name__)
 
 
@@ -27,22 +29,21 @@ def read_buffer(path: Path, shapes: list[torch.Size]) -> list[Tensor]:
 
     Raises `InputError` for a file that needs more than tensors and lists, is truncated, or holds another net's parameters.
     """
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read as a buffer of tensors ({type(error).__name__}): truncated, or not safe to read"
-        ) from error
-    try:
-        given = [[[p.shape for p in epoch] for epoch in expert] for expert in found]
-    except (TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no replay buffer: needed are experts, each a list of epochs, each a list of tensors") from error
-    for expert in given:
-        for epoch in expert:
-            if epoch != shapes:
-                raise InputError(f"{path} holds parameters {_listed(epoch)}, the net needs {_listed(shapes)}")
+    found: Any = load_pickle(path, "buffer")
+    if not isinstance(found, list) or not all(isinstance(expert, list) for expert in found):
+        raise InputError(NO_BUFFER.format(path))
+    left = path.stat().st_size  # of bytes: a small file can repeat one epoch without end
+    for expert in found:
         if len(expert) < 2:
             raise InputError(f"{path} has an expert of {len(expert)} epochs, at least 2 are needed")
+        for epoch in expert:
+            if not isinstance(epoch, list) or not all(isinstance(p, Tensor) and p.is_floating_point() for p in epoch[: len(shapes) + 1]):
+                raise InputError(NO_BUFFER.format(path))
+            if [p.shape for p in epoch[: len(shapes) + 1]] != shapes:
+                raise InputError(f"{path} holds parameters {_listed(epoch)}, the net needs {_listed(shapes)}")
+            left -= sum(p.numel() * p.element_size() for p in epoch)
+            if left < 0:
+                raise InputError(f"{path} repeats its tensors: it names more parameters than it holds")
     return [torch.stack([torch.cat([p.detach().flatten() for p in epoch]) for epoch in expert]) for expert in found]
 
 
@@ -86,5 +87,6 @@ def export_buffers(experts: Experts, folder: Path, per_file: int = 10) -> list[P
     return written
 
 
-def _listed(shapes: list[torch.Size]) -> str:
-    return f"{len(shapes)} tensors {', '.join(str(list(s)) for s in shapes[:4])}{', ...' if len(shapes) > 4 else ''}"
+def _listed(found: Sequence[torch.Size | Tensor]) -> str:
+    shapes = [list(entry.shape if isinstance(entry, Tensor) else entry) for entry in found[:4]]
+    return f"{len(found)} tensors {', '.join(map(str, shapes))}{', ...' if len(found) > 4 else ''}"

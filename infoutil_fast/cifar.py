@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
-import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from infoutil_fast.types import InputError
+
+LARGEST = 400_000_000  # bytes of a file; the largest that was published, CIFAR-100's train, has 155 million
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images [N, 3, 32, 32] uint8, labels [N] int64
 
@@ -42,19 +43,37 @@ def _files(path: Path) -> dict[str, bytes]:
     wanted = {"train", "test", "meta", "test_batch", "batches.meta", *(f"data_batch_{i}" for i in range(1, 6))}
     try:
         if path.is_dir():
-            return {entry.name: entry.read_bytes() for entry in path.iterdir() if entry.name in wanted and entry.is_file()}
+            there = {entry.name: entry for entry in path.iterdir() if entry.name in wanted and entry.is_file()}
+            _refuse_large(path, {name: entry.stat().st_size for name, entry in there.items()})
+            return {name: entry.read_bytes() for name, entry in there.items()}
+        found: dict[str, bytes] = {}
         with tarfile.open(path) as archive:
-            members = [(m.name.rsplit("/", 1)[-1], archive.extractfile(m)) for m in archive if m.isfile()]
-            return {name: file.read() for name, file in members if file is not None and name in wanted}
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+            for member in archive:
+                name = member.name.rsplit("/", 1)[-1]
+                if member.isfile() and name in wanted and (file := archive.extractfile(member)) is not None:
+                    _refuse_large(path, {name: member.size})
+                    found[name] = file.read()
+        return found
+    except InputError:
+        raise
+    except Exception as error:  # tarfile, gzip and zlib raise many kinds on damaged archives; each is named
+        raise InputError(f"{path} cannot be read: {_one_line(error)}") from error
+
+
+def _refuse_large(path: Path, sizes: dict[str, int]) -> None:
+    if large := [name for name, size in sizes.items() if size > LARGEST]:
+        raise InputError(f"{path}: {large[0]} of {sizes[large[0]]:,} bytes is no CIFAR batch")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _load(path: Path, name: str, data: bytes) -> dict[Any, Any]:
     try:
         batch = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # a broken pickle can raise anything; none of it is hidden
-        raise InputError(f"{path}: {name} is no CIFAR batch: {error}") from error
+        raise InputError(f"{path}: {name} is no CIFAR batch: {_one_line(error)}") from error
     if not isinstance(batch, dict):
         raise InputError(f"{path}: {name} is no CIFAR batch: it holds a {type(batch).__name__}, not a dict")
     return batch
@@ -91,8 +110,13 @@ class _Recorded:
         return None
 
 
-class _Unpickler(pickle.Unpickler):
-    """Dicts, lists, strings, numbers and arrays; every other name that a pickle asks for is refused, and no name is ever imported."""
+class _Unpickler(pickle._Unpickler):
+    """Dicts, lists, strings, numbers and arrays; every other name that a pickle asks for is refused, and no name is ever imported.
+
+    The one in Python: the one in C makes room for as many objects as a pickle says that it will name, up to 2^32.
+    """
+
+    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}  # noqa: RUF012
 
     allowed = {("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype")} | {
         (f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")

@@ -15,6 +15,7 @@ from infoutil_fast.arguments import parser
 from infoutil_fast.evaluate import evaluate
 from infoutil_fast.experts import ExpertRecipe
 from infoutil_fast.export import export
+from infoutil_fast.foreign import import_teacher
 from infoutil_fast.memory import keep_freed_memory
 from infoutil_fast.options import given
 from infoutil_fast.pipeline import estimate, execute, prepare
@@ -54,6 +55,11 @@ def _teach(args: argparse.Namespace, show: Show) -> None:
     from infoutil_fast.device import choose_device, choose_dtype
     from infoutil_fast.train import teach
 
+    if args.from_checkpoint is not None:
+        _import(args, show)
+        return
+    if args.class_order is not None or args.normalisation != "auto":
+        raise InputError("--class-order and --normalisation belong to --from-checkpoint")
     device = choose_device(args.device)
     recipe = Recipe(**{**(EARLY if args.early else {}), **given(args)})
     last = teach(
@@ -68,6 +74,27 @@ def _teach(args: argparse.Namespace, show: Show) -> None:
     show(
         last, f"{args.out / 'last.safetensors'}: {last['accuracy']:.2%} of {last['images']} validation images after {last['epoch']} epochs"
     )
+
+
+def _import(args: argparse.Namespace, show: Show) -> None:
+    from infoutil_fast.data import open_source
+    from infoutil_fast.device import choose_device
+
+    options = given(args)
+    if wrong := sorted(set(options) - {"net", "size"}) + ["early"] * args.early:
+        raise InputError(f"--from-checkpoint trains nothing: leave out {', '.join(wrong)}")
+    about = import_teacher(
+        open_source(args.source),
+        args.from_checkpoint,
+        args.out,
+        **{"net": Recipe.net, **options},
+        normalisation=args.normalisation,
+        class_order=args.class_order,
+        device=choose_device(args.device),
+        workers=args.workers,
+    )
+    order = f"class order {about['class_order']}, {about['normalisation']} normalisation"
+    show(about, f"{args.out / 'last.safetensors'}: {about['accuracy']:.2%} of {about['images']} validation images; {order}")
 
 
 def _experts(args: argparse.Namespace, show: Show) -> None:

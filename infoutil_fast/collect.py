@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from infoutil_fast import folders
 from infoutil_fast.data import IMAGENET, Source, Split, open_source
+from infoutil_fast.images import EXTENSIONS
 from infoutil_fast.teacher import Teacher, check_accuracy, load_checkpoint, load_teacher
 from infoutil_fast.types import InputError
 
@@ -42,9 +42,7 @@ def open_images(data: str | Path, teacher: str, split: str, device: torch.device
         own = load_teacher(teacher, source, device)
         check_accuracy(own, source, workers=workers)
         return Images(source.name, source.spec, source.train if split == "train" else source.val, source.classes, own)
-    Image.init()
-    known = {ext for ext, name in Image.registered_extensions().items() if name in Image.OPEN}
-    names = sorted(f.relative_to(root).as_posix() for f in root.rglob("*") if f.suffix.lower() in known and f.is_file())
+    names = sorted(f.relative_to(root).as_posix() for f in root.rglob("*") if f.suffix.lower() in EXTENSIONS and f.is_file())
     names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     if not names:
         raise InputError(f"{root} has no images, nor train/ and val/")

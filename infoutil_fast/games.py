@@ -8,6 +8,7 @@ import time
 import zipfile
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,18 @@ class Games:
 
 
 def choose(source: Source, count: int, seed: int) -> np.ndarray:
-    """`count` validation images, in random order; of fewer images the same first ones. Raw Philox words, the same on every platform."""
+    """`count` validation images that can be decoded, in random order; of fewer images the same first ones.
+
+    Raw Philox words, the same on every platform.
+    """
     have = len(source.val)
     if not 1 <= count <= have:
         raise InputError(f"images must be 1 to {have}, the validation images of {source.name}, not {count}")
-    return np.argsort(np.random.Philox(key=seed % 2**64).random_raw(have), kind="stable")[:count]
+    order = np.argsort(np.random.Philox(key=seed % 2**64).random_raw(have), kind="stable")
+    chosen = np.fromiter(islice((p for p in order if source.val.attempt(int(p)) is not None), count), np.int64)
+    if len(chosen) < count:
+        raise InputError(f"{len(chosen)} of the {have} validation images of {source.name} can be decoded, not {count}")
+    return chosen
 
 
 def play(games: Games, folder: Path, progress: bool = True) -> Tensor:

@@ -64,7 +64,7 @@ def collect() -> dict[str, Any]:
         "ops": {op: {backend: _why_not(op, backend) for backend in dispatch.NEEDS} for op in accelerated_ops()},
         "packages": _packages(),
         "methods": {name: (inspect.getdoc(methods.load(name)) or name).partition("\n")[0] for name in methods.available()},
-        "nets": [*nets.NAMES, *(f"{alias} = {name}" for alias, name in nets.ALIASES.items())],
+        "nets": [*nets.NAMES, *(f"{name} = {nets.canonical(name)}" for name in nets.FOREIGN)],
     }
 
 

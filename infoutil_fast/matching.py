@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -98,8 +99,17 @@ def start(source: Source, experts: Experts, cfg: Matching, positions: np.ndarray
 
 
 def random_positions(source: Source, cfg: Matching) -> np.ndarray:
-    """`ipc` random images of each class's pool, class by class, [C ipc] int64."""
-    return np.concatenate([shuffled_pool(source, label, cfg)[: cfg.ipc] for label in range(len(source.classes))])
+    """`ipc` random images of each class's pool that can be decoded, class by class, [C ipc] int64."""
+    chosen = []
+    for label, name in enumerate(source.classes):
+        pool = shuffled_pool(source, label, cfg)
+        readable = (position for position in pool if source.train.attempt(int(position)) is not None)
+        chosen.append(np.fromiter(islice(readable, cfg.ipc), np.int64))
+        if len(chosen[-1]) < cfg.ipc:
+            raise InputError(
+                f"{len(chosen[-1])} of the {len(pool)} images drawn of class {name!r} can be decoded, ipc {cfg.ipc} needs as many"
+            )
+    return np.concatenate(chosen)
 
 
 def shuffled_pool(source: Source, label: int, cfg: Matching) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Peak memory by stage, and an allocator setting that makes training on the CPU faster."""
+"""Peak memory by stage, what is free, and an allocator setting that makes training on the CPU faster."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import sys
 import time
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from infoutil_fast.types import InputError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
@@ -50,6 +53,23 @@ def peak_bytes(device: torch.device) -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_bytes() -> int:
+    """Main memory that a new array could have: what the kernel calls available, elsewhere all there is."""
+    told = Path("/proc/meminfo")
+    if told.exists():
+        for line in told.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def refuse_beyond_memory(path: Path, needed: int) -> None:
+    """Raise `InputError` when a file says that it unpacks to more bytes than are free: small files can say so."""
+    free = free_bytes()
+    if needed > free:
+        raise InputError(f"{path} unpacks to {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB of memory are free")
 
 
 class Stages:

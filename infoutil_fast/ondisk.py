@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from infoutil_fast import store
-from infoutil_fast.types import InputError
 
 
 @dataclass(frozen=True)
@@ -38,17 +36,14 @@ class Found:
         try:
             with np.load(self.path / "scores" / f"{store.folder(label)}.npz", allow_pickle=False) as arrays:
                 return [arrays[key] for key in keys]
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        except Exception:  # zipfile, zlib and numpy raise many kinds on damaged files
             return None
 
 
 def read(path: Path, limit: int) -> Found:
     """The set in folder `path`, `limit` of its classes to be shown; raises `InputError` when there is none or meta.json is damaged."""
     meta = store.read_meta(path)
-    source = meta.get("source")
-    if not isinstance(source, dict) or not isinstance(source.get("classes"), list) or "method" not in meta:
-        raise InputError(f"{path / 'meta.json'} is not that of a distilled set: it needs a method and a source with classes")
-    classes = tuple(map(str, source["classes"]))
+    classes = store.class_names(path, meta)
     done = tuple(i for i in range(len(classes)) if store.is_done(path, i) and any((path / "images" / store.folder(i)).glob("*.png")))
     shown = tuple(done[i] for i in spaced(len(done), limit))
     return Found(path, meta, classes, done, shown)
@@ -65,7 +60,7 @@ def lines(path: Path) -> tuple[list[dict[str, Any]], str]:
     for line in filter(str.strip, path.read_text("utf-8", "replace").split("\n") if path.is_file() else []):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         rows += [row] if isinstance(row, dict) else []
         bad += not isinstance(row, dict)

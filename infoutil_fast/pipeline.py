@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -216,11 +217,14 @@ def execute(plan: Plan, out: Path, *, overwrite: bool = False, progress: bool = 
     bar = tqdm(total=len(own), initial=done, desc=f"distil {plan.method}", unit="class", disable=None if progress else True)
     run = replace(plan.run, folder=out, progress=progress)
     for shard in module.distill(plan.source, plan.teacher, plan.config, todo, run) if todo else ():
-        pool = [plan.source.train.names[i] for i in plan.source.pool(shard.label, plan.config.pool, plan.config.seed)]
-        store.write_class(out, shard, plan.source.train.names, pool, rank)
+        train, drawn = plan.source.train, plan.source.pool(shard.label, plan.config.pool, plan.config.seed)
+        skipped = train.skipped.among(drawn)
+        pool = drawn if joint(module) else np.setdiff1d(drawn, skipped)  # joint methods do not read all of it
+        store.write_class(out, shard, train.names, [train.names[i] for i in pool], rank, [train.names[i] for i in skipped])
         bar.set_postfix_str(plan.source.classes[shard.label])
         bar.update()
     bar.close()
+    plan.source.log_skipped()
     return out
 
 

@@ -16,7 +16,7 @@ from infoutil_fast.augment import resize
 from infoutil_fast.data import Source, Split
 from infoutil_fast.memory import Stages
 from infoutil_fast.teacher import Teacher, refuse_nan
-from infoutil_fast.types import ClassShard, Windows
+from infoutil_fast.types import ClassShard, InputError, Windows
 from infoutil_fast.utility import window_scores
 from infoutil_fast.windows import best_of_image, file_generator, rank, stitch, take
 
@@ -71,10 +71,18 @@ class Kept:
 
 
 def draw(source: Source, label: int, cfg: Common, run: Run, stage: Stages) -> tuple[Split, np.ndarray, list[Generator]]:
-    """The class's pool: its images held in memory, their positions [P], and the randomness of each."""
-    positions = source.pool(label, cfg.pool, cfg.seed)
+    """The class's pool without the images that cannot be decoded: held in memory, their positions [P], and the randomness of each.
+
+    Raises `InputError` when fewer are left than the class keeps windows.
+    """
+    drawn = source.pool(label, cfg.pool, cfg.seed)
     with stage("read"):
-        split = source.train.held(positions, run.workers)
+        split, positions = source.train.held(drawn, run.workers)
+    if len(positions) < cfg.ipc * cfg.factor**2:
+        raise InputError(
+            f"{len(positions)} of the {len(drawn)} images drawn of class {source.classes[label]!r} can be decoded, "
+            f"ipc {cfg.ipc} at factor {cfg.factor} needs {cfg.ipc * cfg.factor**2}: raise pool, or repair the files named above"
+        )
     return split, positions, [file_generator(cfg.seed, label, split.names[i]) for i in positions]
 
 
@@ -86,7 +94,11 @@ def keep(split: Split, teacher: Teacher, label: int, tried: Windows, cfg: Common
     with stage("utility"):
         names = [split.names[i] for i in tried.image]
         chance = file_generator(cfg.seed, label, "scores")
-        scores = window_scores(teacher, crops, names, label, choice.score, choice.score_at, chance, run.batch)
+        if choice.score == "random" and split.drawn is not None:  # one for each image drawn: an undecodable one does not move the others
+            every = torch.rand(len(split.drawn) * choice.per_image, generator=chance)
+            scores = every[torch.from_numpy(np.isin(split.drawn, tried.image)).repeat_interleave(choice.per_image)]
+        else:
+            scores = window_scores(teacher, crops, names, label, choice.score, choice.score_at, chance, run.batch)
         refuse_nan(scores[:, None], names, teacher.facts.name)
     with stage("select"):
         one = best_of_image(scores, choice.per_image, choice.direction)

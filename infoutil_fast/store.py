@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from infoutil_fast import images
 from infoutil_fast.types import ClassShard, InputError, one_of
 
 FORMAT = 1
@@ -47,7 +47,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(file.read_text())
         known = meta["format"] == FORMAT
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{file} is not the meta.json of a distilled set ({type(error).__name__}: {error})") from error
     if not known:
         raise InputError(f"{path} has format {meta['format']}, this version reads format {FORMAT}")
@@ -100,8 +100,11 @@ def is_done(path: Path, label: int) -> bool:
     return (path / "scores" / f"{folder(label)}.npz").exists()
 
 
-def write_class(path: Path, shard: ClassShard, names: tuple[str, ...], pool: list[str], rank: int) -> None:
-    """Write one class; `names` are those of the source's training images. The scores come last: they mark the class as finished."""
+def write_class(path: Path, shard: ClassShard, names: tuple[str, ...], pool: list[str], rank: int, skipped: Sequence[str] = ()) -> None:
+    """Write one class; `names` are those of the source's training images, `skipped` those of the pool that could not be decoded.
+
+    The scores come last: they mark the class as finished.
+    """
     for i, image in enumerate(shard.images):
         buffer = BytesIO()
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
@@ -109,7 +112,9 @@ def write_class(path: Path, shard: ClassShard, names: tuple[str, ...], pool: lis
     if shard.pixels is not None:
         write_bytes(path / "images" / folder(shard.label) / PIXELS, save({"pixels": shard.pixels.contiguous()}))
     write_bytes(path / "labels" / f"{folder(shard.label)}.safetensors", save({"soft": shard.soft.half().contiguous()}))
-    line = {"label": shard.label, "rank": rank, "seconds": shard.seconds, "peak_bytes": shard.peak_bytes}
+    line: dict[str, Any] = {"label": shard.label, "rank": rank, "seconds": shard.seconds, "peak_bytes": shard.peak_bytes}
+    if skipped:
+        line["skipped"] = list(skipped)
     with open(path / "timings.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
     w = shard.windows
@@ -118,6 +123,24 @@ def write_class(path: Path, shard: ClassShard, names: tuple[str, ...], pool: lis
     buffer = BytesIO()
     np.savez(buffer, **arrays)
     write_bytes(path / "scores" / f"{folder(shard.label)}.npz", buffer.getvalue())
+
+
+def class_names(path: Path, meta: dict[str, Any]) -> tuple[str, ...]:
+    """The classes that a set's meta.json names; `InputError` where it names none."""
+    source = meta.get("source")
+    if not isinstance(source, dict) or not isinstance(source.get("classes"), list) or not source["classes"] or "method" not in meta:
+        raise InputError(f"{path / 'meta.json'} is not that of a distilled set: it needs a method and a source with classes")
+    return tuple(map(str, source["classes"]))
+
+
+def _tensor(file: Path, key: str, dimensions: int) -> Tensor:
+    try:
+        found = load_file(file)[key]
+    except Exception as error:  # the reader's and the disk's; named
+        raise InputError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
+    if found.dim() != dimensions or not found.is_floating_point():
+        raise InputError(f"{file}: {key} is {list(found.shape)} {found.dtype}, needed are {dimensions} dimensions of floats")
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,22 +159,32 @@ class DistilledSet(Dataset[tuple[Any, Any]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        image: Any = Image.open(self.files[index]).convert("RGB")
+        image: Any = Image.fromarray(images.read(self.files[index]))
         if self.transform is not None:
             image = self.transform(image)
         return image, int(self.hard[index]) if self.labels == "hard" else self.soft[index]
 
     def pixels(self) -> Tensor:
-        """All images, uint8 [n, 3, S, S]."""
-        arrays = [np.asarray(Image.open(file).convert("RGB")) for file in self.files]
+        """All images, uint8 [n, 3, S, S]; raises `InputError` for a damaged one."""
+        arrays = [images.read(file) for file in self.files]
+        if odd := next((file for file, array in zip(self.files, arrays, strict=True) if array.shape != arrays[0].shape), None):
+            raise InputError(f"{odd} has another size than {self.files[0]}")
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
     def floats(self) -> Tensor | None:
-        """Float32 pixels [n, 3, S, S] as the student sees them; None for a set whose images are all there is."""
+        """Float32 pixels [n, 3, S, S] as the student sees them; None for a set whose images are all there is.
+
+        Raises `InputError` for a damaged file.
+        """
         wanted = sorted({file.parent for file in self.files})
         if not all((own / PIXELS).is_file() for own in wanted):
             return None
-        held = {own: load_file(own / PIXELS)["pixels"] for own in wanted}
+        held = {own: _tensor(own / PIXELS, "pixels", 4) for own in wanted}
+        first = held[wanted[0]]
+        for file in self.files:
+            own = held[file.parent]
+            if not file.stem.isdecimal() or int(file.stem) >= len(own) or own.shape[1:] != first.shape[1:]:
+                raise InputError(f"{file} has no pixels of its own among the {list(own.shape)} in {PIXELS}")
         return torch.stack([held[file.parent][int(file.stem)] for file in self.files])
 
 
@@ -164,21 +197,22 @@ def load(path: str | Path, labels: str = "hard", transform: Callable[[Any], Any]
     path = Path(path)
     one_of("labels", labels, ("hard", "soft"))
     meta = read_meta(path)
-    missing = [label for label in range(len(meta["source"]["classes"])) if not is_done(path, label)]
+    classes = class_names(path, meta)
+    missing = [label for label in range(len(classes)) if not is_done(path, label)]
     if missing:
         raise InputError(
             f"{path} is not finished: {len(missing)} classes are missing, first {missing[0]}; run the same distill command again"
         )
     files: list[Path] = []
-    hard, soft = [], []
-    for label in range(len(meta["source"]["classes"])):
+    hard: list[int] = []
+    soft: list[Tensor] = []
+    for label in range(len(classes)):
         own = sorted((path / "images" / folder(label)).glob("*.png"))
-        try:
-            logits = load_file(path / "labels" / f"{folder(label)}.safetensors")["soft"].float()
-        except (SafetensorError, OSError, KeyError) as error:
-            raise InputError(f"{path}: the labels of class {label} cannot be read ({error})") from error
+        logits = _tensor(path / "labels" / f"{folder(label)}.safetensors", "soft", 3).float()
         if len(own) != len(logits):
             raise InputError(f"{path}: class {label} has {len(own)} images and {len(logits)} labels")
+        if logits.shape[1:] != (soft[0].shape[1] if soft else logits.shape[1], len(classes)):
+            raise InputError(f"{path}: the labels of class {label} are {list(logits.shape)}, for {len(classes)} classes")
         files += own
         hard += [label] * len(own)
         soft.append(logits)

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from infoutil_fast import nets
-from infoutil_fast.data import Source
+from infoutil_fast.data import Source, Split
 from infoutil_fast.device import autocast
 from infoutil_fast.store import write_bytes
 from infoutil_fast.types import InputError
@@ -79,6 +79,8 @@ def load_checkpoint(path: Path) -> Teacher:
         raise InputError(
             f"no teacher at {path}: give a .safetensors file or a folder of `infoutil teach`, or one of {', '.join(nets.NAMES[-2:])}"
         )
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is no teacher of ours: make it one with `infoutil teach SOURCE OUT --from-checkpoint {path} --net NAME`")
     try:
         with safe_open(path, "pt") as file:
             described = (file.metadata() or {}).get("infoutil_fast")
@@ -86,7 +88,9 @@ def load_checkpoint(path: Path) -> Teacher:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read as .safetensors ({error}): is it truncated?") from error
     if described is None:
-        raise InputError(f"{path} holds no infoutil_fast facts: it was not written by `infoutil teach`")
+        raise InputError(
+            f"{path} holds no infoutil_fast facts: it was not written by `infoutil teach` (--from-checkpoint reads other files)"
+        )
     try:
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(described).items()}
         facts = Facts(**known)
@@ -135,6 +139,20 @@ def check_classes(facts: Facts, source: Source) -> None:
         raise InputError(f"class {index} is {theirs!r} for teacher {facts.name} and {ours!r} in {source.name}: the class orders differ")
 
 
+def sampled_logits(judge: Judge, split: Split, picked: np.ndarray, workers: int) -> tuple[Tensor, np.ndarray]:
+    """Logits [m, C] of the images at `picked` that can be decoded, and their rows in `picked` [m]; raises `InputError` where none can."""
+    parts, rows, start = [], [], 0
+    for part in np.array_split(picked, -(-len(picked) // 64)):
+        images, there = split.readable(part, judge.facts.size, workers)
+        parts.append(judge.logits(images))
+        rows.append(start + there)
+        start += len(part)
+    found = np.concatenate(rows)
+    if not len(found):
+        raise InputError(f"none of {len(picked)} images can be decoded, such as {split.names[picked[0]]}")
+    return torch.cat(parts), found
+
+
 class Judge(Protocol):
     """What gives logits for images: a teacher, or experts."""
 
@@ -151,9 +169,8 @@ def check_accuracy(teacher: Judge, source: Source, *, seed: int = 0, count: int 
     """
     rng = np.random.default_rng(seed)
     picked = np.sort(rng.choice(len(source.val.labels), min(count, len(source.val.labels)), replace=False))
-    logits = torch.cat(
-        [teacher.logits(source.val.batch(part, teacher.facts.size, workers)) for part in np.array_split(picked, -(-len(picked) // 64))]
-    )
+    logits, there = sampled_logits(teacher, source.val, picked, workers)
+    picked = picked[there]
     refuse_nan(logits, [source.val.names[i] for i in picked], teacher.facts.name)
     right = float((logits.argmax(1).cpu().numpy() == source.val.labels[picked]).mean())
     chance = 1 / len(source.classes)
@@ -161,7 +178,7 @@ def check_accuracy(teacher: Judge, source: Source, *, seed: int = 0, count: int 
         raise InputError(
             f"teacher {teacher.facts.name} is right on {right:.1%} of {len(picked)} validation images of {source.name}, "
             f"chance is {chance:.1%}: "
-            "wrong class order, normalisation or weights?"
+            "wrong class order, normalisation or weights? (`infoutil teach --from-checkpoint` finds out order and normalisation)"
         )
     return right
 

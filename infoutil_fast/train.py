@@ -53,18 +53,28 @@ EARLY = {"epochs": 10, "schedule": "constant", "lr": 0.001}  # InfoUtil appendix
 
 
 class Pixels:
-    """Batches of a split at one side, uint8 [n, 3, size, size], the next one read while the last is used."""
+    """Batches of a split at one side, uint8 [n, 3, size, size], the next one read while the last is used.
+
+    Images that cannot be decoded are left out: of `labels` where all is held in memory, else of the batches that they belong to.
+    """
 
     def __init__(self, split: Split, size: int, workers: int = 0):
         self.split, self.size, self.workers = split, size, workers
         n = len(split.labels)
-        self.kept = split.batch(np.arange(n), size, workers) if 3 * size * size * n <= IN_MEMORY else None
+        self.kept: Tensor | None = None
         self.labels = torch.from_numpy(split.labels)
+        if 3 * size * size * n <= IN_MEMORY:
+            self.kept, there = split.readable(np.arange(n), size, workers)
+            self.labels = self.labels[there]
+            if not len(there):
+                raise InputError(f"none of {n} images can be decoded, such as {split.names[0]}")
 
     def read(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
         index = torch.from_numpy(positions)
-        images = self.split.batch(positions, self.size, self.workers) if self.kept is None else self.kept[index]
-        return images, self.labels[index]
+        if self.kept is not None:
+            return self.kept[index], self.labels[index]
+        images, there = self.split.readable(positions, self.size, self.workers)
+        return images, self.labels[index[there]]
 
     def batches(self, order: np.ndarray, batch: int, drop_last: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         last = len(order) - len(order) % batch if drop_last and len(order) >= batch else len(order)
@@ -75,7 +85,8 @@ class Pixels:
                 assert coming is not None
                 ready = coming.result()
                 coming = ahead.submit(self.read, following) if following is not None else None
-                yield ready
+                if len(ready[1]):
+                    yield ready
 
 
 def accuracy(predict: Callable[[Tensor], Tensor], batches: Iterator[tuple[Tensor, Tensor]]) -> float:
@@ -163,7 +174,7 @@ def teach(
         loss = one_epoch(net.train(), optimiser, images, source, recipe, epoch, size, dtype)
         trained = time.perf_counter() - start
         named = epoch + 1 in recipe.save_epochs or epoch + 1 == recipe.epochs
-        order = np.random.default_rng(epoch).permutation(len(source.val.labels))[: None if named else 1000]
+        order = np.random.default_rng(epoch).permutation(len(held_out.labels))[: None if named else 1000]
         net.eval()
         right = accuracy(predict, held_out.batches(order, 256))
         history.append(
@@ -178,6 +189,7 @@ def teach(
             save_checkpoint(out / "last.safetensors", net, facts)
         _save_state(out / "state.pt", identity, net, optimiser, history)
         write_bytes(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in history).encode())
+    source.log_skipped()
     return history[-1]
 
 
@@ -194,7 +206,7 @@ def one_epoch(
     """One pass; everything random comes from (seed, epoch). Returns the mean loss; raises `InputError` when it is not finite."""
     device = next(net.parameters()).device
     generator = Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-    order = np.random.default_rng([recipe.seed, epoch]).permutation(len(source.train.labels))
+    order = np.random.default_rng([recipe.seed, epoch]).permutation(len(images.labels))
     steps = max(1, len(order) // recipe.batch)
     total = torch.zeros((), device=device)
     for step, (pixels, labels) in enumerate(images.batches(order, recipe.batch, drop_last=True)):

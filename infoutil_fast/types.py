@@ -14,6 +14,10 @@ class InputError(ValueError):
     """Something the user gave cannot be used: says what was given and what is possible (exit code 2 on the command line)."""
 
 
+class UnreadableError(InputError):
+    """An image that cannot be decoded: left out and named where many are read, an error where just this one is asked for."""
+
+
 def one_of(what: str, value: str, known: Sequence[str]) -> None:
     """Raise `InputError` unless `value` is one of the known names."""
     if value not in known:

@@ -21,7 +21,7 @@ DIRECTIONS = ("high", "low", "medium")
 
 def file_generator(seed: int, label: int, name: str) -> Generator:
     """Randomness of one file of one class: the same whatever rank, worker or restart reaches it."""
-    digest = hashlib.blake2b(f"{seed}/{label}/{name}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{seed}/{label}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from infoutil_fast.checkpoints import fitted, one_line, outputs_of, read_state
 from infoutil_fast.heads import BROKEN_IMPORT, class_outputs, cut_head, find_heads
 from infoutil_fast.types import InputError
 
@@ -102,33 +102,8 @@ def untrained(spec: str, classes: int, size: int) -> nn.Module:
         with torch.no_grad():
             net.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise InputError(f"{spec} does not take {size} px images: {_one_line(error)}") from error
+        raise InputError(f"{spec} does not take {size} px images: {one_line(error)}") from error
     return net.train()
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """State dict of a .safetensors or .pth file, also one under "model" or "state_dict", without the "module." of DataParallel.
-
-    Executes nothing: a pickle that holds more than tensors and plain values is refused with `InputError`, as is a damaged file.
-    """
-    if not path.is_file():
-        raise InputError(f"no checkpoint at {path}")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"checkpoint {path} is damaged or holds Python objects, which are refused: save `net.state_dict()` alone"
-        ) from error
-    except BROKEN_FILE as error:
-        raise InputError(f"checkpoint {path} cannot be read, is it truncated? ({_one_line(error)})") from error
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f'checkpoint {path} is no state dict: expected tensors by name, or these under "model" or "state_dict"')
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return state
 
 
 def _split(spec: str) -> tuple[str, str]:
@@ -142,7 +117,7 @@ def _import(package: str, spec: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except BROKEN_IMPORT as error:
-        raise InputError(f"{spec} needs {package}: pip install 'infoutil_fast[vision]' ({_one_line(error)})") from error
+        raise InputError(f"{spec} needs {package}: pip install 'infoutil_fast[vision]' ({one_line(error)})") from error
 
 
 def _check_name(spec: str, name: str, known: Collection[str]) -> None:
@@ -151,10 +126,6 @@ def _check_name(spec: str, name: str, known: Collection[str]) -> None:
         raise InputError(
             f"no net is called {spec}; " + (f"closest: {', '.join(close)}" if close else f"{len(known)} are known, such as resnet18")
         )
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"
 
 
 def _torchvision(spec: str, name: str, weights: str | None, state: dict[str, Tensor] | None) -> Pretrained:
@@ -195,7 +166,7 @@ def _download(spec: str, entry: Any) -> dict[str, Tensor]:
     except BROKEN_FILE as error:
         place = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
         raise InputError(
-            f"{spec}: no usable weights {entry.name} ({_one_line(error)}): put {entry.url} at {place} "
+            f"{spec}: no usable weights {entry.name} ({one_line(error)}): put {entry.url} at {place} "
             "(remove a damaged file there), or give checkpoint=FILE (.safetensors or .pth)"
         ) from error
 
@@ -218,7 +189,7 @@ def _timm(spec: str, name: str, weights: str | None, state: dict[str, Tensor] | 
                 f"https://huggingface.co/{entry.hf_hub_id} (model.safetensors)" if entry.hf_hub_id else entry.url or "nowhere: it has none"
             )
             raise InputError(
-                f"{spec}: no usable weights ({_one_line(error)}): they are at {place}; get them and give checkpoint=FILE"
+                f"{spec}: no usable weights ({one_line(error)}): they are at {place}; get them and give checkpoint=FILE"
             ) from error
     else:
         net = _fill(lambda width: timm.create_model(full, num_classes=width), spec, entry.num_classes, state)
@@ -234,11 +205,8 @@ def _fill(build: Callable[[int], nn.Module], spec: str, width: int, state: dict[
         return net
     head = find_heads(net, spec)[0]
     name = next(name for name, module in net.named_modules() if module is head)
-    there = state.get(f"{name}.weight")
-    if there is not None and there.dim() and len(there) != width:
-        net = build(len(there))
-    try:
-        net.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"the checkpoint does not fit {spec}: {_one_line(error)}") from error
+    there = outputs_of(net, name, state)
+    if there != width:
+        net = build(there)
+    net.load_state_dict(fitted(net, state, f"the checkpoint for {spec}"), strict=False)  # all but the counts of batches
     return net

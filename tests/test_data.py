@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import resource
 import sys
 import tarfile
 from pathlib import Path
@@ -171,7 +172,7 @@ def test_folder_errors_say_what_is_there(folder: Path) -> None:
         open_source(folder / "valid/horse")
 
 
-@pytest.mark.parametrize("spec", ["nowhere", "hf:cifar10", ""])
+@pytest.mark.parametrize("spec", ["nowhere", "nowhere@imagenette", ""])
 def test_an_unknown_spec_lists_what_is_possible(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").write_text("x")
@@ -362,6 +363,27 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path: Path, file: str)
             with pytest.raises(InputError, match=r"it asks for (posix|nt|builtins|__builtin__)\.\w+, which no CIFAR batch needs"):
                 open_source(root)
             assert not mark.exists()
+
+
+@pytest.mark.parametrize("opcodes", [b"Nr\xff\xff\xff\x7f.", b"\x96\x00\x00\x00\x00\xff\x00\x00\x00.", b"]" + b"\x94" * 9 + b"e."])
+def test_a_pickle_that_asks_for_room_gets_none(tmp_path: Path, opcodes: bytes) -> None:
+    """Two thousand million names, a byte array of a terabyte: both from less than 20 bytes."""
+    save_batches(tmp_path / "c")
+    (tmp_path / "c/data_batch_2").write_bytes(opcodes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="data_batch_2 is no CIFAR batch"):
+        open_source(tmp_path / "c")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 200_000  # kB
+
+
+def test_a_batch_larger_than_any_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infoutil_fast.cifar.LARGEST", 100_000)
+    save_batches(tmp_path / "c", data_batch_5=bytes(100_001))
+    with tarfile.open(tmp_path / "c.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "c", "c")
+    for path in (tmp_path / "c", tmp_path / "c.tar.gz"):
+        with pytest.raises(InputError, match=r"data_batch_5 of 100,\d{3} bytes is no CIFAR batch"):
+            open_source(path)
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,14 @@ matching
 selection utility games
 buffers experts trajectory zca
 quirks
-shapley kernel_shap gradnorm gradcalls gradrules influence windows train store forwards locality teacher
+shapley kernel_shap gradnorm gradcalls gradrules influence windows train store forwards locality teacher foreign
 ops designs graphs
 kernels
 dispatch device data nets zoo augment dsa recipes
+arrays folders huggingface
+source checkpoints
 sheets
-cifar drawn folders figures charts heads memory hadamard
+cifar svhn drawn images subsets classorder figures charts heads memory hadamard
 types _version
 """.strip().splitlines()
 LEVEL = {name: level for level, line in enumerate(ORDER) for name in line.split()}

@@ -106,7 +106,7 @@ def test_no_classes_or_no_pixels_are_refused(classes: int, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "resnet", "resnet34", "resnet18-tiny", "convnet", "convnet3-w0", "convnet3-ln", "Convnet3", "convnet3 "]
+    "name", ["", "resnet", "resnet33", "resnet18-tiny", "convnet", "convnet3-w0", "convnet3-ln", "Convnet3", "convnet3 "]
 )
 def test_an_unknown_name_is_answered_with_the_known_ones(name: str) -> None:
     with pytest.raises(InputError, match="known: convnet") as caught:
@@ -114,7 +114,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name: str) -> None:
     assert repr(name) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
 def test_resnets_are_torchvisions(name: str) -> None:
     theirs = package("torchvision").models.get_model(name, weights=None, num_classes=13)
     ours = nets.build(name, 13, 64)

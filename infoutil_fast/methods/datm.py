@@ -87,16 +87,18 @@ def right_images(source: Source, experts: Experts, cfg: Config, run: Run) -> tup
         pool = shuffled_pool(source, label, cfg)
         found, means = [], []
         for part in np.array_split(pool, -(-len(pool) // 256)):
-            images = source.train.batch(part, experts.size, run.workers)
+            images, there = source.train.readable(part, experts.size, run.workers)
+            if not len(there):
+                continue
             each = torch.stack([experts.logits(images, expert) for expert in range(min(JUDGES, len(experts)))])  # [E, b, C]
             right = each.argmax(2) == label  # [E, b]
             count = right.sum(0)
             mean = (each * right[:, :, None]).sum(0) / count.clamp_min(1)[:, None]  # [b, C]
-            found.append(part[(count > 0).cpu().numpy()])
+            found.append(part[there][(count > 0).cpu().numpy()])
             means.append(mean[count > 0])
             if sum(map(len, found)) >= cfg.ipc:
                 break
-        kept = np.concatenate(found)[: cfg.ipc]
+        kept = np.concatenate([pool[:0], *found])[: cfg.ipc]
         if len(kept) < cfg.ipc:
             raise InputError(
                 f"the experts are right on {len(kept)} of {len(pool)} images of class {source.classes[label]!r}, "
