@@ -133,7 +133,7 @@ def test_unknown_net(command, digits, digits_teacher, tmp_path, capsys):
         path = distill(digits, digits_teacher, tmp_path / "set", method="random", ipc=1, progress=False)
         line = refused(capsys, tmp_path, "evaluate", path, "--student", "resnet19")
     assert "no net is called 'resnet19'" in line
-    assert "resnet18" in line
+    assert "resnet<10, 18" in line
 
 
 def test_truncated_checkpoint(digits_teacher, tmp_path, capsys):

@@ -74,7 +74,9 @@ def test_an_undecodable_file_changes_nothing_that_the_others_give(
     assert {name for name in whole if same[name] != whole[name]} == {scores}  # whose pool is smaller
     before, now = (np.load(io.BytesIO(run[scores])) for run in (whole, same))
     assert sorted([*now["pool"].tolist(), beside]) == sorted(before["pool"].tolist())
-    for key in set(before.files) - {"pool"}:
+    scored, still = (dict(zip(run["pool"].tolist(), run["pool_score"].tolist(), strict=True)) for run in (before, now))
+    assert still == {name: score for name, score in scored.items() if name != beside}
+    for key in set(before.files) - {"pool", "pool_score"}:
         np.testing.assert_array_equal(now[key], before[key])
     lines = [json.loads(line) for line in (tmp_path / "beside/timings.jsonl").read_text().splitlines()]
     assert {line["label"]: line.get("skipped") for line in lines if line.get("skipped")} == {label: [beside]}
