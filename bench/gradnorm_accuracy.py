@@ -17,6 +17,7 @@ from record import append, origin
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from infoutil_fast.calibrate import spearman
 from infoutil_fast.data import open_source
 from infoutil_fast.device import autocast
 from infoutil_fast.gradnorm import grad_norms
@@ -35,10 +36,6 @@ def whole(net: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
         grads = torch.autograd.grad(loss, [*net.parameters()])
         norms.append(torch.stack([g.double().square().sum() for g in grads]).sum().sqrt())
     return torch.stack(norms)
-
-
-def ranks(values: Tensor) -> Tensor:
-    return values.argsort().argsort().double()
 
 
 def main() -> None:
@@ -69,7 +66,7 @@ def main() -> None:
             figures = {
                 "p90": at[17],
                 "largest": max(errors),
-                "spearman": torch.corrcoef(torch.stack([ranks(found), ranks(exact)]))[0, 1].item(),
+                "spearman": spearman(found, exact).item(),
             }
             params = {
                 "source": source.name,

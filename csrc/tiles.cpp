@@ -98,7 +98,6 @@ void products(bool half, const float *a, int64_t lda, const float *b, int64_t ld
     half ? products_of<Pair>(a, lda, b, ldb, t, c, ldc, m, n) : products_of<Single>(a, lda, b, ldb, t, c, ldc, m, n);
 }
 
-// k[i] [4] = the sums of sum[4 i + j] over their words.
 #ifdef __AVX512F__
 // Of two vectors of segments of 2 * h words: the sums of each segment's halves, those of `a` first.
 INLINE Lanes halves(const Lanes &a, const Lanes &b, int h) {
@@ -118,6 +117,7 @@ INLINE Lanes halves(const Lanes &a, const Lanes &b, int h) {
     }
 }
 
+// k[i] [4] = the sums of sum[4 i + j] over their words.
 INLINE void reduce(Lanes (&sum)[16], float *k, int64_t p) {
 #pragma GCC unroll 4
     for (int h = 8, n = 16; n > 1; h /= 2, n /= 2)

@@ -108,10 +108,3 @@ def readable(split: Split, positions: np.ndarray, size: int, workers: int, tell:
                     log.warning("left out: %s", error)
                 skipped.append(split.names[position])
         return torch.cat(parts) if parts else torch.empty(0, 3, size, size, dtype=torch.uint8), np.array(there, np.int64), skipped
-
-
-def drawn(split: Split, label: int, count: int, seed: int) -> np.ndarray:
-    """Positions of `count` images of a class by (seed, label), ascending; 0: all. Fewer are among more."""
-    positions = split.of_class(label)
-    words = np.random.Philox(key=np.array([seed % 2**64, label], np.uint64)).random_raw(len(positions))
-    return np.sort(positions[np.argsort(words, kind="stable")[: count or None]])

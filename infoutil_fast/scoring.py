@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from infoutil_fast import sheets
 from infoutil_fast._version import __version__
-from infoutil_fast.collect import AT_ONCE, Images, drawn, open_images, readable
+from infoutil_fast.collect import AT_ONCE, Images, open_images, readable
 from infoutil_fast.designs import plan
 from infoutil_fast.device import choose_device, choose_dtype
 from infoutil_fast.gradnorm import grad_norms
@@ -100,7 +100,7 @@ def score(
     make = shapley_of if isinstance(chosen, ShapleyOptions) else norms_of
     scorer: Scorer = make(images.teacher, chosen, run_dtype, seed)  # type: ignore[arg-type]
     _begin(out, _meta(kind, chosen, images, split, per_class, seed, run_dtype))
-    chosen_rows = {label: drawn(images.split, label, per_class, seed) for label in range(len(images.classes))}
+    chosen_rows = {label: images.split.draw(label, per_class or None, seed) for label in range(len(images.classes))}
     with tqdm(total=sum(map(len, chosen_rows.values())), desc=f"score {kind}", unit="image", disable=None if progress else True) as bar:
         for label, positions in chosen_rows.items():
             file = out / "classes" / f"{folder(label)}.npz"

@@ -130,6 +130,16 @@ class Split:
         """Positions of one class, ascending, [n] int64."""
         return np.flatnonzero(self.labels == label)
 
+    def draw(self, label: int, count: int | None, seed: int) -> np.ndarray:
+        """`count` positions of a class, ascending, drawn without replacement by (seed, label); all for None and if there are fewer.
+
+        Only raw Philox words are used, whose stream numpy guarantees, so the draw is the same on every platform and version. A smaller draw
+        of the same seed is a subset of a larger one. No image is read: one that cannot be decoded keeps its place in the draw.
+        """
+        positions = self.of_class(label)
+        words = np.random.Philox(key=np.array([seed % 2**64, label], np.uint64)).random_raw(len(positions))
+        return np.sort(positions[np.argsort(words, kind="stable")[:count]])
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -145,16 +155,10 @@ class Source:
     std: Triple
 
     def pool(self, label: int, count: int, seed: int) -> np.ndarray:
-        """`count` positions of a class in `train`, ascending, drawn without replacement by (seed, label); all of them if there are fewer.
-
-        Only raw Philox words are used, whose stream numpy guarantees, so the draw is the same on every platform and version. A smaller pool
-        of the same seed is a subset of a larger one. No image is read: one that cannot be decoded keeps its place in the draw.
-        """
+        """`Split.draw` of at least 1 image in `train`."""
         if count < 1:
             raise InputError(f"a pool has at least 1 image, not {count}")
-        positions = self.train.of_class(label)
-        words = np.random.Philox(key=np.array([seed % 2**64, label], np.uint64)).random_raw(len(positions))
-        return np.sort(positions[np.argsort(words, kind="stable")[:count]])
+        return self.train.draw(label, count, seed)
 
     def log_skipped(self) -> None:
         """One line on each split of which images were left out."""
