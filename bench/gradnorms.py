@@ -79,8 +79,16 @@ class Case:
     def plain(self) -> None:
         torch.autograd.grad(self.losses(self.model, self.x, self.y), [*self.model.parameters()])
 
-    def ours(self) -> Tensor:
-        return grad_norms(self.model, self.x, self.y, dtype=self.dtype, max_memory=1 << 32)
+    def plain_compiled(self) -> Callable[[], None]:
+        model, params = torch.compile(self.model), [*self.model.parameters()]
+
+        def run() -> None:
+            torch.autograd.grad(self.losses(model, self.x, self.y), params)
+
+        return run
+
+    def ours(self, compile: bool = False) -> Tensor:  # noqa: A002 - as torch calls it
+        return grad_norms(self.model, self.x, self.y, dtype=self.dtype, max_memory=1 << 32, compile=compile)
 
     def vmapped(self) -> Tensor:
         params = {name: p.detach() for name, p in self.model.named_parameters()}
@@ -154,7 +162,9 @@ def versions(spec: str, dtype: torch.dtype, device: str) -> dict[str, Callable[[
 
     return {
         "plain": lambda: case().plain,
+        "plain compiled": lambda: case().plain_compiled(),
         "ours": lambda: case().ours,
+        "ours compiled": lambda: partial(case().ours, compile=True),
         "BackPACK": lambda: backpack(case()),
         "torch.func": lambda: case().vmapped,
         "loop": lambda: case().looped,

@@ -56,7 +56,7 @@ def accelerated(
     `cpu` and `cuda` name the version that the benchmark found fastest there ("torch" where there is no other); other devices run the body.
     `check` gets the op's arguments by name before any version sees them and raises `InputError`. The first argument is a tensor and its
     device decides; a keyword `backend` must be in the body's signature and is taken out here. Ops carry no gradient. Where the first
-    argument is not of `dtypes`, only the body runs.
+    argument is not of `dtypes`, only the body runs. So it does while `torch.compile` traces: the compiler fuses it with what is around.
 
     Raises `InputError` when the backend asked for by name cannot run on that device or is not installed.
     """
@@ -76,6 +76,8 @@ def accelerated(
 
         @functools.wraps(body)
         def op(*args: P.args, **kwargs: P.kwargs) -> R:
+            if torch.compiler.is_compiling():
+                return call(*args, **kwargs)
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             given = bound.arguments

@@ -15,7 +15,7 @@ from infoutil_fast import graphs
 from infoutil_fast.device import autocast, evaluating
 from infoutil_fast.locality import Split, split
 from infoutil_fast.ops import masked_patches
-from infoutil_fast.types import InputError
+from infoutil_fast.types import InputError, first_line
 
 log = logging.getLogger(__name__)
 # Forwards at once where memory allows, and bytes of activations where `max_memory` is not given. More would be no faster: on a processor
@@ -75,7 +75,7 @@ class Forwards:
         try:
             graphs.measure(graph, self.image)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise InputError(f"the model cannot take images of shape {list(self.image.shape[1:])}: {_first_line(error)}") from error
+            raise InputError(f"the model cannot take images of shape {list(self.image.shape[1:])}: {first_line(error)}") from error
         self.casts = graphs.castable(graph)
         if self.casts:
             graphs.save_memory(graph)
@@ -105,7 +105,7 @@ class Forwards:
         except InputError:
             raise
         except (RuntimeError, ValueError, TypeError) as error:
-            raise InputError(f"the model cannot take images of shape {list(self.image.shape[1:])}: {_first_line(error)}") from error
+            raise InputError(f"the model cannot take images of shape {list(self.image.shape[1:])}: {first_line(error)}") from error
         finally:
             self.split = found
 
@@ -141,7 +141,7 @@ class Forwards:
             self(self.image, torch.ones(coalitions, self._d(), dtype=torch.bool, device=self.image.device), 0.0)
             self.how += "; compiled"
         except (RuntimeError, ImportError) as error:
-            log.warning("torch.compile failed (%s); going on without it", _first_line(error))
+            log.warning("torch.compile failed (%s); going on without it", first_line(error))
             vars(self).update(before)
 
     def group(self, coalitions: int) -> int:
@@ -231,7 +231,3 @@ def _repeated(tensor: Tensor, n: int) -> Tensor:
 def by_image(fill: float | Tensor, take: Callable[[Tensor], Tensor]) -> float | Tensor:
     """A fill with `take` applied to its rows, where it has one for each image; any other fill as it is."""
     return take(fill) if isinstance(fill, Tensor) and fill.ndim == 4 else fill
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

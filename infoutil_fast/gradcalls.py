@@ -18,12 +18,16 @@ from torch.func import functional_call
 from infoutil_fast.gradrules import has_rule, layer_sqnorm
 
 
-def run(model: Any, x: Tensor, dtype: torch.dtype | None, values: dict[str, Tensor] | None = None) -> Any:
-    """A forward, under autocast to `dtype` if that is narrow, as the caller has it if None; `values` stand for parameters."""
-    kind = x.device.type
+def casting(kind: str, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to `dtype` if that is narrow, as the caller has it if None, on devices of a kind."""
     low = torch.is_autocast_enabled(kind) if dtype is None else dtype != torch.float32
     # no cache: two uses of one weight would look like one in the graph
-    with torch.autocast(kind, dtype if dtype and low else torch.get_autocast_dtype(kind), enabled=low, cache_enabled=False):
+    return torch.autocast(kind, dtype if dtype and low else torch.get_autocast_dtype(kind), enabled=low, cache_enabled=False)
+
+
+def run(model: Any, x: Tensor, dtype: torch.dtype | None, values: dict[str, Tensor] | None = None) -> Any:
+    """A forward under `casting`; `values` stand for parameters."""
+    with casting(x.device.type, dtype):
         return functional_call(model, values, (x,)) if values else model(x)
 
 
@@ -52,7 +56,6 @@ class Call:
 class Record:
     """What a forward left: the calls, in order, and the edges of those below which no gradient goes."""
 
-    wanted: Callable[[nn.Module], bool]
     backend: str
     calls: list[Call] = field(default_factory=list)
     ends: list[GradientEdge] = field(default_factory=list)
@@ -73,42 +76,73 @@ class Record:
                 self.ends.append(get_gradient_edge(tap))
         return out
 
-    def attend(self, name: str, layer: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Self-attention with its packed projection as a linear layer that can be recorded; anything else as torch has it."""
-        options: dict[str, Any] = dict(
-            zip(("key_padding_mask", "need_weights", "attn_mask", "average_attn_weights", "is_causal"), args, strict=False)
-        )
-        options |= kwargs
-        masked = any(options.get(mask) is not None for mask in ("key_padding_mask", "attn_mask")) or options.get("is_causal", False)
-        plain = layer._qkv_same_embed_dim and layer.bias_k is None and not layer.add_zero_attn and query.ndim == 3
-        if not plain or masked or options.get("need_weights", True) or query is not key or key is not value:
-            return type(layer).forward(layer, query, key, value, *args, **kwargs)
-        x = query if layer.batch_first else query.transpose(0, 1)  # [n, T, E]
+
+Add = Callable[[str, Any, tuple[Tensor, ...], Tensor], Tensor]  # a forward hook with the layer's name before its arguments
+
+
+def attend(
+    add: Add,
+    name: str,
+    layer: nn.MultiheadAttention,
+    packed: nn.Linear | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Self-attention with its packed projection as a linear layer that hooks see; anything else as torch has it."""
+    options: dict[str, Any] = dict(
+        zip(("key_padding_mask", "need_weights", "attn_mask", "average_attn_weights", "is_causal"), args, strict=False)
+    )
+    options |= kwargs
+    masked = any(options.get(mask) is not None for mask in ("key_padding_mask", "attn_mask")) or options.get("is_causal", False)
+    plain = layer._qkv_same_embed_dim and layer.bias_k is None and not layer.add_zero_attn and query.ndim == 3
+    if not plain or masked or options.get("need_weights", True) or query is not key or key is not value:
+        return type(layer).forward(layer, query, key, value, *args, **kwargs)
+    x = query if layer.batch_first else query.transpose(0, 1)  # [n, T, E]
+    qkv = F.linear(x, layer.in_proj_weight, layer.in_proj_bias)
+    if packed is not None:
+        qkv = add(f"{name}.in_proj", packed, (x,), qkv)
+    q, k, v = qkv.unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [n, heads, T, E / heads] each
+    out = layer.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    return out if layer.batch_first else out.transpose(0, 1), None
+
+
+def attach(model: nn.Module, add: Add, wanted: Callable[[str, nn.Module], bool]) -> Callable[[], None]:
+    """Call `add` after each wanted layer, also the projections within attention, named NAME.in_proj; what is returned takes it back."""
+    hooks = [m.register_forward_hook(partial(add, name), prepend=True) for name, m in model.named_modules() if wanted(name, m)]
+    attentions = [(name, m) for name, m in model.named_modules() if type(m) is nn.MultiheadAttention and "forward" not in vars(m)]
+    for name, attention in attentions:
         packed = nn.Linear(1, 1, bias=False, device="meta")
-        packed.weight, packed.bias = layer.in_proj_weight, layer.in_proj_bias
-        qkv = F.linear(x, packed.weight, packed.bias)
-        if self.wanted(packed):
-            qkv = self.add(f"{name}.in_proj", packed, (x,), qkv)
-        q, k, v = qkv.unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [n, heads, T, E / heads] each
-        out = layer.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return out if layer.batch_first else out.transpose(0, 1), None
+        packed.weight, packed.bias = attention.in_proj_weight, attention.in_proj_bias
+        seen = packed if attention._qkv_same_embed_dim and wanted(f"{name}.in_proj", packed) else None
+        attention.forward = partial(attend, add, name, attention, seen)  # type: ignore[method-assign]
+
+    def undo() -> None:
+        for h in hooks:
+            h.remove()
+        for _, attention in attentions:
+            del attention.forward
+
+    return undo
+
+
+def how(images: Tensor, dtype: torch.dtype | None) -> tuple[Any, ...]:
+    """What a pass depends on besides the model: number formats, device, the shape of an image."""
+    kind = images.device.type
+    return dtype, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), images.shape[1:], images.dtype, images.device
 
 
 @contextmanager
 def recording(model: nn.Module, wanted: Callable[[nn.Module], bool], backend: str = "auto") -> Iterator[Record]:
     """The calls of wanted layers within."""
-    record = Record(wanted, backend)
-    hooks = [m.register_forward_hook(partial(record.add, name), prepend=True) for name, m in model.named_modules() if wanted(m)]
-    attentions = [(n, m) for n, m in model.named_modules() if type(m) is nn.MultiheadAttention and "forward" not in vars(m)]
-    for name, attention in attentions:
-        attention.forward = partial(record.attend, name, attention)  # type: ignore[method-assign]
+    record = Record(backend)
+    undo = attach(model, record.add, lambda name, layer: wanted(layer))
     try:
         yield record
     finally:
-        for h in hooks:
-            h.remove()
-        for _, attention in attentions:
-            del attention.forward
+        undo()
 
 
 @dataclass(frozen=True)
@@ -129,9 +163,7 @@ _looks: weakref.WeakKeyDictionary[nn.Module, dict[Any, Look]] = weakref.WeakKeyD
 
 def look(model: nn.Module, images: Tensor, dtype: torch.dtype | None, copies: bool = False) -> Look:
     """From a forward of the first sample; done once for a model and shape of images. `copies`: try them for the bare parameters too."""
-    kind = images.device.type
-    how = dtype, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), images.shape[1:], images.dtype, images.device, copies
-    key = how, tuple(map(id, model.modules())), tuple(p.requires_grad for p in model.parameters())
+    key = how(images, dtype), copies, tuple(map(id, model.modules())), tuple(p.requires_grad for p in model.parameters())
     known = _looks.setdefault(model, {})
     if key not in known and len(images):
         known[key] = _first_look(model, images[:1].detach(), dtype, copies)

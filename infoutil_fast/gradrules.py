@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import functools
+from collections.abc import Callable, Collection, Sequence
 from math import prod
 from typing import Any
 
@@ -15,6 +16,7 @@ from infoutil_fast.ops import Two, channel_sums, conv_grad_sqnorm, gram_sqnorm, 
 
 TORCH_FLOATS = 1 << 22  # what a torch body unfolds or multiplies out at a time: 16 MiB of float32
 
+Rows = Callable[..., Tensor]  # -> a number for each sample, [n]
 # rule(layer, x, g, own, backend): squared norms [n] over the parameters named in `own`, of "weight" and "bias"
 Rule = Callable[[Any, Tensor, Tensor, Collection[str], str], Tensor]
 
@@ -66,13 +68,34 @@ def _sum_sqnorm(g: Tensor, dims: tuple[int, ...]) -> Tensor:
     return (g.sum(dims, dtype=_wide(g[:0]).dtype) if dims else _wide(g)).flatten(1).square().sum(1)
 
 
+def one_node(schema: str) -> Callable[[Rows], Rows]:
+    """Decorate a function of x, g and plain arguments with a result [n]: while `torch.compile` traces, it is one operation of the graph."""
+
+    def decorate(function: Rows) -> Rows:
+        node = torch.library.custom_op(f"infoutil_fast::{function.__name__.strip('_')}", function, mutates_args=(), schema=schema)
+        node.register_fake(lambda x, g, *plain: g.new_empty(g.shape[0], dtype=_wide(g[:0]).dtype))
+
+        @functools.wraps(function)
+        def call(*args: Any) -> Tensor:
+            return node(*args) if torch.compiler.is_compiling() else function(*args)
+
+        return call
+
+    return decorate
+
+
+@one_node("(Tensor x, Tensor g, str backend) -> Tensor")
+def _linear_weight(x: Tensor, g: Tensor, backend: str) -> Tensor:
+    return _in_parts(linear_grad_sqnorm, x, g, x.shape[2] * g.shape[2], backend)
+
+
 def _linear(layer: nn.Linear, x: Tensor, g: Tensor, own: Collection[str], backend: str) -> Tensor:
     x, g = x.reshape(len(x), -1, x.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
     total = g.new_zeros(len(g), dtype=_wide(g[:0]).dtype)
     if "weight" in own and x.shape[1] == 1:
-        total += _wide(x).square().sum((1, 2)) * _wide(g).square().sum((1, 2))
+        total = total + _wide(x).square().sum((1, 2)) * _wide(g).square().sum((1, 2))
     elif "weight" in own:
-        total += _in_parts(linear_grad_sqnorm, x, g, layer.weight.numel(), backend)
+        total = total + _linear_weight(x, g, backend)
     return total + _sum_sqnorm(g, (1,)) if "bias" in own else total
 
 
@@ -92,8 +115,28 @@ def _as_groups(x: Tensor, g: Tensor, kernel: Two, stride: Two, padding: Two, dil
     return found.reshape(n, -1).square().sum(1)
 
 
-def _two(shape: torch.Size) -> Two:
-    return shape[2], shape[3]
+@one_node("(Tensor x, Tensor g, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, str backend) -> Tensor")
+def _conv_weight(
+    x: Tensor,
+    g: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    backend: str,
+) -> Tensor:
+    """Squared norms [n] of a convolution's weight gradients, x and g [n, C, H, W], by the cheapest form."""
+    x, g = _planes(x), _planes(g)
+    kernel, stride, padding, dilation = ((int(n[0]), int(n[1])) for n in (kernel, stride, padding, dilation))
+    size, positions, channels = (x.shape[2], x.shape[3]), (g.shape[2], g.shape[3]), (x.shape[1], g.shape[1])
+    if groups == 1 and gram_is_cheaper(size, positions, channels, kernel, stride):
+        floats = prod(n + 2 * p for n, p in zip(size, padding, strict=True)) ** 2 + 2 * prod(positions) ** 2
+        return _in_parts(gram_sqnorm, x, g, floats, backend, kernel, stride, padding, dilation)
+    if groups > 1 and backend == "auto":
+        return _as_groups(x, g, kernel, stride, padding, dilation, groups)
+    floats = x.shape[1] * prod(kernel) * (prod(positions) + g.shape[1] // groups)
+    return _in_parts(conv_grad_sqnorm, x, g, floats, backend, kernel, stride, padding, dilation, groups)
 
 
 def _conv(layer: Any, x: Tensor, g: Tensor, own: Collection[str], backend: str) -> Tensor:
@@ -106,17 +149,9 @@ def _conv(layer: Any, x: Tensor, g: Tensor, own: Collection[str], backend: str) 
     if isinstance(padding, str) or layer.padding_mode != "zeros":
         x = F.pad(x, layer._reversed_padding_repeated_twice, "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
         padding = (0,) * len(layer.kernel_size)
-    x, g = _planes(x), _planes(g)
     kernel, stride, dilation = ((1, *n)[-2:] for n in (layer.kernel_size, layer.stride, layer.dilation))
-    padding = (0, *padding)[-2:]
-    size, positions, channels = _two(x.shape), _two(g.shape), (x.shape[1], g.shape[1])
-    if layer.groups == 1 and gram_is_cheaper(size, positions, channels, kernel, stride):
-        floats = prod(n + 2 * p for n, p in zip(size, padding, strict=True)) ** 2 + 2 * prod(positions) ** 2
-        return total + _in_parts(gram_sqnorm, x, g, floats, backend, kernel, stride, padding, dilation)
-    if layer.groups > 1 and backend == "auto":
-        return total + _as_groups(x, g, kernel, stride, padding, dilation, layer.groups)
-    floats = x.shape[1] * prod(kernel) * prod(positions) + layer.weight.numel()
-    return total + _in_parts(conv_grad_sqnorm, x, g, floats, backend, kernel, stride, padding, dilation, layer.groups)
+    x, g = (t.unsqueeze(2) if t.ndim == 3 else t for t in (x, g))
+    return total + _conv_weight(x, g, kernel, stride, (0, *padding)[-2:], dilation, layer.groups, backend)
 
 
 def _scaled(x: Tensor, g: Tensor, mean: Tensor, scale: Tensor, own: Collection[str], backend: str) -> Tensor:

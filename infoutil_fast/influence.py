@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from infoutil_fast.gradcalls import look
-from infoutil_fast.gradnorm import MEMORY, Loss, loss_gradients, ready, scan
+from infoutil_fast.gradnorm import MEMORY, ready, scan
+from infoutil_fast.gradpass import Loss, loss_gradients
 from infoutil_fast.types import InputError
 
 

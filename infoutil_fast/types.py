@@ -24,6 +24,12 @@ def one_of(what: str, value: str, known: Sequence[str]) -> None:
         raise InputError(f"{what} {value!r} is not known; known: {', '.join(known)}")
 
 
+def first_line(error: BaseException) -> str:
+    """An error of another library, short enough for a message; two lines where the first is only the heading of the second."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[: 1 + lines[0].endswith(":")])[:200]
+
+
 @dataclass(frozen=True)
 class Coalitions:
     """Which patches each evaluation keeps, and the linear map from payoffs to Shapley values."""

@@ -21,7 +21,7 @@ matching
 selection utility games
 buffers experts trajectory zca
 quirks
-shapley kernel_shap gradnorm gradcalls gradrules influence windows train store forwards locality teacher foreign
+shapley kernel_shap gradnorm gradtaps gradpass gradcalls gradrules influence windows train store forwards locality teacher foreign
 ops designs graphs
 kernels
 dispatch device data nets zoo augment dsa recipes
