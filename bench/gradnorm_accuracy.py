@@ -55,6 +55,7 @@ def main() -> None:
     exact = whole(copy.deepcopy(net).double(), x, y, torch.float64)
     ways: dict[str, Callable[[torch.dtype], Tensor]] = {
         "ours": lambda dtype: grad_norms(net, x, y, dtype=dtype),
+        "ours compiled": lambda dtype: grad_norms(net, x, y, dtype=dtype, compile=True),
         "autograd": lambda dtype: whole(net, x, y, dtype),
     }
     rows = []

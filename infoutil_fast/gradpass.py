@@ -45,15 +45,14 @@ def loss_gradients(logits: Tensor, targets: Tensor, loss: Loss | None, start: in
 
 
 def unrounded(logits: Tensor, layer: nn.Module | None, x: Tensor | None) -> Tensor:
-    """The logits in float32 where the last layer gave them in a narrow type, from x: p - y loses more digits by it than by all before."""
-    narrow = isinstance(logits, Tensor) and logits.dtype in (torch.bfloat16, torch.float16)
-    if not narrow or not isinstance(layer, nn.Linear) or x is None:
+    """The logits in float64 where a last linear layer gave them from x: p - y loses as many digits by its rounding as by all before."""
+    if not isinstance(logits, Tensor) or not isinstance(layer, nn.Linear) or x is None:
         return logits
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
         rounded = [t if t is None else t.to(logits.dtype) for t in (x, layer.weight, layer.bias)]
         if not torch.equal(F.linear(*rounded), logits):  # something follows the layer
             return logits
-        return F.linear(rounded[0].float(), rounded[1].float(), None if layer.bias is None else layer.bias.float())
+        return F.linear(*(t if t is None else t.double() for t in rounded))
 
 
 def last_of(calls: list[Call]) -> tuple[Any, Tensor | None]:

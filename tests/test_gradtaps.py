@@ -105,6 +105,19 @@ def test_inductor(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
     assert_compiled(build("convnet2-w6", CLASSES, 8), torch.randn(5, 3, 8, 8), caplog, dtype)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inductor_on_the_device(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    torch._dynamo.reset()
+    model, images, targets = build("resnet10-small", CLASSES, 32).cuda(), torch.randn(5, 3, 32, 32).cuda(), torch.arange(5).cuda()
+    with caplog.at_level(logging.WARNING):
+        norms = compiled(model, images, targets, dtype=dtype)
+    assert "torch.compile" not in caplog.text
+    torch.testing.assert_close(
+        norms, grad_norms(model, images, targets, dtype=dtype), rtol=1e-4 if dtype == torch.float32 else 0.05, atol=0
+    )
+
+
 def test_all_layers(traced: list[int], caplog: pytest.LogCaptureFixture) -> None:
     assert_compiled(mixed(), torch.randn(4, 3, 9, 11), caplog)
     assert len(traced) == 2  # forward, backward
