@@ -116,7 +116,6 @@ def in_one_graph(
     known, key = _known.setdefault(model, {}), (how(x, dtype), backend)
     try:
         if key not in known or known[key][0] != storages:
-            known[key] = storages, None
             known[key] = storages, _tried(model, loss, dtype, x, y, start, plain=plain, copies=seen.copies, backend=backend)
         taps = known[key][1]
         if taps is not None:

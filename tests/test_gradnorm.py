@@ -463,6 +463,14 @@ def test_logits_are_not_rounded_under_autocast(layers: str) -> None:
     torch.testing.assert_close(grad_norms(model, images, targets, layers=layers, dtype=torch.bfloat16), expected, rtol=4e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("after", [nn.Identity(), nn.Hardtanh(), nn.Softmax(1), nn.Linear(CLASSES, 5).requires_grad_(False)])
+def test_what_follows_the_last_trained_layer_counts(after: nn.Module) -> None:
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(48, CLASSES), after), torch.randn(9, 3, 4, 4)
+    targets = torch.randint(0, 5, (9,))
+    squares = whole_gradients(model, images, targets)
+    torch.testing.assert_close(grad_norms(model, images, targets), total(squares).float(), rtol=2e-5, atol=0)
+
+
 @pytest.mark.parametrize("backend", ["torch", "cpp"])
 def test_backends_agree(backend: str) -> None:
     if dispatch.missing(backend):

@@ -247,9 +247,11 @@ def test_the_model_is_left_as_it_was_and_let_go_of(traced: list[int]) -> None:
 
 def test_bad_input_is_refused_as_without(traced: list[int]) -> None:
     model, images = build("convnet2-w5", CLASSES, 8), torch.randn(3, 3, 8, 8)
-    compiled(model, images, torch.tensor([0, 1, 2]))
-    with pytest.raises(InputError, match=f"target {CLASSES} at position 1"):
-        compiled(model, images, torch.tensor([0, CLASSES, 2]))
+    for graphs in (0, 2):  # the first call, and one of a compiled model
+        with pytest.raises(InputError, match=f"target {CLASSES} at position 1"):
+            compiled(model, images, torch.tensor([0, CLASSES, 2]))
+        assert len(traced) == graphs
+        compiled(model, images, torch.tensor([0, 1, 2]))
     images[2] = torch.nan
     with pytest.raises(InputError, match=r"positions \[2\]"):
         compiled(model, images, torch.tensor([0, 1, 2]))
