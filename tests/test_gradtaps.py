@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -99,6 +100,7 @@ def mixed() -> nn.Module:
     return net
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++", "cl"))), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_inductor(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
     torch._dynamo.reset()
