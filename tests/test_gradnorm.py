@@ -25,6 +25,7 @@ TOLERANCES = {  # relative, of the norm over all layers
     torch.float32: 2e-5,
     torch.bfloat16: 0.15,  # of whole nets, whose activations are rounded: seen .05; autograd's own gradients in bfloat16 up to .44
 }
+KINKS = 1e-3  # of whole nets in float32: at a ReLU rounding may fall on the other side, seen 1e-4, torch's own gradients as far
 CLASSES = 7
 BY_FUNC = "by torch.func"
 
@@ -55,9 +56,9 @@ def total(squares: dict[str, Tensor]) -> Tensor:
 
 
 def assert_norms(
-    model: nn.Module, images: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float64, torch.float32), **options: Any
+    model: nn.Module, images: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float64, torch.float32), kinks: float = 0, **options: Any
 ) -> None:
-    """Norms of `model` equal the definition, in each dtype."""
+    """Norms of `model` equal the definition, in each dtype, in float32 at least up to `kinks`."""
     targets = torch.randint(0, CLASSES, (len(images),))
     expected = total(whole_gradients(model, images, targets))
     assert (expected > 0).all()
@@ -68,7 +69,7 @@ def assert_norms(
         assert norms.dtype == torch.float32
         assert norms.shape == (len(images),)
         error = (total(squares) / expected - 1).abs().max().item()
-        assert error < TOLERANCES[dtype], (dtype, error)
+        assert error < (max(TOLERANCES[dtype], kinks) if dtype == torch.float32 else TOLERANCES[dtype]), (dtype, error)
         torch.testing.assert_close(norms, total(squares).float())
 
 
@@ -182,7 +183,7 @@ def test_any_layout_of_the_images(layout: str) -> None:
         "transposed": lambda: torch.randn(3, 3, 8, 8).mT,
         "expanded": lambda: torch.randn(3, 1, 8, 8).expand(3, 3, 8, 8),
     }[layout]()
-    assert_norms(build("resnet10-small", CLASSES, 8), images)
+    assert_norms(build("resnet10-small", CLASSES, 8), images, kinks=KINKS)
 
 
 @pytest.mark.parametrize(("name", "size"), [("convnet3-w16", 16), ("convnet3-w16-in", 16), ("resnet18-small", 16), ("resnet10", 33)])
@@ -192,7 +193,7 @@ def test_whole_net_equals_the_definition(name: str, size: int, caplog: pytest.Lo
         if isinstance(m, nn.BatchNorm2d):
             m.running_mean.normal_(0, 0.1), m.running_var.uniform_(0.5, 2), nn.init.uniform_(m.weight, 0.5, 2)
     with caplog.at_level(logging.INFO):
-        assert_norms(model, torch.randn(3, 3, size, size), (torch.float64, torch.float32, torch.bfloat16))
+        assert_norms(model, torch.randn(3, 3, size, size), (torch.float64, torch.float32, torch.bfloat16), KINKS)
     assert BY_FUNC not in caplog.text
 
 
@@ -476,7 +477,7 @@ def test_backends_agree(backend: str) -> None:
     if dispatch.missing(backend):
         pytest.skip(str(dispatch.missing(backend)))
     for name, size in (("convnet3-w16", 16), ("resnet10", 33)):
-        assert_norms(build(name, CLASSES, size), torch.randn(3, 3, size, size), (torch.float32,), backend=backend)
+        assert_norms(build(name, CLASSES, size), torch.randn(3, 3, size, size), (torch.float32,), KINKS, backend=backend)
 
 
 def test_the_same_input_gives_the_same_bits() -> None:
@@ -565,7 +566,7 @@ def test_the_model_is_left_as_it_was(failure: str | None) -> None:
     weights = copy.deepcopy(model.state_dict())
     if failure is None:
         expected = total(whole_gradients(model, images, targets)).float()
-        torch.testing.assert_close(grad_norms(model, images, targets), expected, rtol=TOLERANCES[torch.float32], atol=0)
+        torch.testing.assert_close(grad_norms(model, images, targets), expected, rtol=KINKS, atol=0)
     else:
         with pytest.raises((InputError, RuntimeError)):
             grad_norms(model, images, targets)
@@ -655,7 +656,7 @@ def test_torchvision_net(name: str) -> None:
     model = getattr(package("torchvision.models"), name)(num_classes=CLASSES)
     if name == "vgg11":
         model.classifier = nn.Linear(25088, CLASSES)  # its own has 120 million parameters
-    assert_norms(model, torch.randn(2, 3, NETS[name], NETS[name]), (torch.float32,))
+    assert_norms(model, torch.randn(2, 3, NETS[name], NETS[name]), kinks=KINKS)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
