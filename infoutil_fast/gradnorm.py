@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from infoutil_fast.device import evaluating
 from infoutil_fast.gradcalls import look, run
-from infoutil_fast.gradpass import Loss, Squares, all_layers, last_layer, loss_gradients
+from infoutil_fast.gradpass import Batch, Loss, Squares, all_layers, last_layer, loss_gradients
 from infoutil_fast.gradtaps import in_one_graph
 from infoutil_fast.types import InputError
 
@@ -50,10 +50,10 @@ def grad_norms(
         raise InputError(f"layers={layers!r} is not known; possible: 'all', 'last'")
     with ready(model, images, targets, dtype, max_memory):
         seen = look(model, images, dtype, copies=layers == "all")
-        step: Any = last_layer
+        step: Callable[[Batch], Squares] = last_layer
         if layers == "all":
             step = partial(in_one_graph if compile else all_layers, seen=seen, backend=backend)
-        squares = scan(partial(step, model, loss, dtype), images, targets, seen.batch(max_memory or MEMORY))
+        squares = scan(lambda *rows: step(Batch(model, loss, dtype, *rows)), images, targets, seen.batch(max_memory or MEMORY))
     norms = sum(squares.values(), images.new_zeros(len(images), dtype=torch.float64)).sqrt().float()
     return (norms, squares) if per_layer else norms
 

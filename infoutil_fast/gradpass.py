@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,22 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Squares = dict[str, Tensor]  # layer or parameter name -> squared norms [n] float64
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one pass is of."""
+
+    model: nn.Module
+    loss: Loss | None  # None: cross-entropy
+    dtype: torch.dtype | None  # as `run` takes it
+    x: Tensor  # [n, ...]
+    y: Tensor  # [n] int64
+    start: int  # of the first sample, for messages
+
+    def gradients(self, logits: Tensor, layer: nn.Module | None, x: Tensor | None) -> Tensor:
+        """`loss_gradients` at the logits, unrounded where the last layer gave them from x."""
+        return loss_gradients(unrounded(logits, layer, x), self.y, self.loss, self.start)
 
 
 def loss_gradients(logits: Tensor, targets: Tensor, loss: Loss | None, start: int) -> Tensor:
@@ -62,12 +79,12 @@ def last_of(calls: list[Call]) -> tuple[Any, Tensor | None]:
     return (calls[-1].layer, calls[-1].x) if calls else (None, None)
 
 
-def last_layer(model: nn.Module, loss: Loss | None, dtype: torch.dtype | None, x: Tensor, y: Tensor, start: int) -> Squares:
-    with recording(model, lambda m: isinstance(m, nn.Linear)) as record, torch.no_grad():
-        logits = run(model, x, dtype)
-    calls = record.calls
-    last = calls[-1] if calls else None
-    g = loss_gradients(unrounded(logits, *last_of(calls)), y, loss, start)
+def last_layer(batch: Batch) -> Squares:
+    """Forward only."""
+    with recording(batch.model, lambda m: isinstance(m, nn.Linear)) as record, torch.no_grad():
+        logits = run(batch.model, batch.x, batch.dtype)
+    last = record.calls[-1] if record.calls else None
+    g = batch.gradients(logits, *last_of(record.calls))
     if last is None or last.x is None or last.out is None or last.x.ndim != 2 or not torch.equal(last.out, logits):
         raise InputError("layers='last' needs a model that ends in a linear layer; layers='all' takes any model")
     return {last.name: g.square().sum(1) * (last.x.double().square().sum(1) + (last.layer.bias is not None))}
@@ -79,24 +96,14 @@ def scaled(g: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return (g / size.clamp(min=torch.finfo(g.dtype).tiny)[:, None]).to(dtype), size
 
 
-def all_layers(
-    model: nn.Module,
-    loss: Loss | None,
-    dtype: torch.dtype | None,
-    x: Tensor,
-    y: Tensor,
-    start: int,
-    *,
-    seen: Look,
-    backend: str,
-    calls: dict[str, set[str]] | None = None,
-) -> Squares:
+def all_layers(batch: Batch, *, seen: Look, backend: str, calls: dict[str, set[str]] | None = None) -> Squares:
     """One forward and one backward. `calls`, if given, gets the parameters that each layer's call covers, where these are all there are."""
+    model, dtype, x = batch.model, batch.dtype, batch.x
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     copies = {name: spread(params[name], form, len(x)) for name, form in seen.copies.items()}
     with recording(model, has_rule, backend) as record:
         logits = run(model, x.clone(), dtype, copies)
-    g = loss_gradients(unrounded(logits, *last_of(record.calls)), y, loss, start)
+    g = batch.gradients(logits, *last_of(record.calls))
     if not logits.requires_grad:
         raise InputError("the logits carry no gradient: the forward runs without autograd, or uses no parameter that requires one")
     unit, size = scaled(g, logits.dtype)

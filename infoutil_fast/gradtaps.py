@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import weakref
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from infoutil_fast.gradcalls import Look, attach, casting, how, spread
-from infoutil_fast.gradpass import Loss, Squares, all_layers, loss_gradients, scaled, unrounded, whole
+from infoutil_fast.gradpass import Batch, Squares, all_layers, scaled, whole
 from infoutil_fast.gradrules import layer_sqnorm
 from infoutil_fast.types import InputError, first_line
 
@@ -83,21 +82,21 @@ class Taps:
         self.tapped = _Tapped(model, own, backend)
         self.compiled = torch.compile(self.tapped, fullgraph=True)
 
-    def squares(self, loss: Loss | None, dtype: torch.dtype | None, x: Tensor, y: Tensor, start: int) -> Squares:
+    def squares(self, batch: Batch) -> Squares:
         """Squared norms [n] of n images by layer and copied parameter."""
-        n = len(x)
+        x, n = batch.x, len(batch.x)
         x = x.repeat(2, *[1] * (x.ndim - 1)) if n == 1 else x  # a single row would be compiled for itself
         x = x.clone(memory_format=torch.channels_last if x.ndim == 4 else torch.contiguous_format)  # always the same strides
         slots = {name: x.new_zeros(len(x), dtype=torch.float64, requires_grad=True) for name in self.tapped.own}
         values = {name: spread(p, form, len(x)) for name, (p, form) in self.copies.items()}
         for t in (x, *slots.values(), *values.values()):
             torch._dynamo.maybe_mark_dynamic(t, 0)
-        with casting(x.device.type, dtype):
+        with casting(x.device.type, batch.dtype):
             if not self.tapped.taps:
                 self.tapped(x, slots, values)
             logits, last = self.compiled(x, slots, values)
         logits = logits[:n]
-        unit, size = scaled(loss_gradients(unrounded(logits, self.tapped.last, last[:n]), y, loss, start), logits.dtype)
+        unit, size = scaled(batch.gradients(logits, self.tapped.last, last[:n]), logits.dtype)
         with torch.autocast(x.device.type, enabled=False):
             found = torch.autograd.grad(logits, [*slots.values(), *values.values()], unit)
         squares = {name: g if name in slots else whole(g, len(x)) for name, g in zip((*slots, *values), found, strict=True)}
@@ -107,48 +106,37 @@ class Taps:
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Taps | None]]] = weakref.WeakKeyDictionary()
 
 
-def in_one_graph(
-    model: nn.Module, loss: Loss | None, dtype: torch.dtype | None, x: Tensor, y: Tensor, start: int, *, seen: Look, backend: str
-) -> Squares:
+def in_one_graph(batch: Batch, *, seen: Look, backend: str) -> Squares:
     """`all_layers` by `Taps`, made and tried on the first batch of a model; by itself where they do not do, and a message says why."""
-    plain = partial(all_layers, model, loss, dtype, x, y, start, seen=seen, backend=backend)
+    model = batch.model
     storages = tuple((id(t), t.data_ptr(), t.requires_grad) for t in (*model.parameters(), *model.buffers()))
-    known, key = _known.setdefault(model, {}), (how(x, dtype), backend)
+    known, key = _known.setdefault(model, {}), (how(batch.x, batch.dtype), backend)
     try:
         if key not in known or known[key][0] != storages:
-            known[key] = storages, _tried(model, loss, dtype, x, y, start, plain=plain, copies=seen.copies, backend=backend)
+            known[key] = storages, _tried(batch, seen, backend)
         taps = known[key][1]
         if taps is not None:
-            return taps.squares(loss, dtype, x, y, start)
+            return taps.squares(batch)
     except InputError:
         raise
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, NotImplementedError, ImportError) as error:
         log.warning("gradient norms of this model go on without torch.compile: %s", first_line(error))
         known[key] = storages, None
-    return plain()
+    return all_layers(batch, seen=seen, backend=backend)
 
 
-def _tried(
-    model: nn.Module,
-    loss: Loss | None,
-    dtype: torch.dtype | None,
-    x: Tensor,
-    y: Tensor,
-    start: int,
-    *,
-    plain: Callable[..., Squares],
-    copies: Mapping[str, tuple[int, ...]],
-    backend: str,
-) -> Taps:
+def _tried(batch: Batch, seen: Look, backend: str) -> Taps:
     """Taps whose norms of this batch are those of the plain pass. Raises `RuntimeError` where there are none."""
     own: dict[str, set[str]] = {}
-    expected = plain(calls=own)
+    expected = all_layers(batch, seen=seen, backend=backend, calls=own)
     if not own:
         raise RuntimeError("it has parameters that no rule covers")
-    taps = Taps(model, own, copies, backend)
-    found = taps.squares(loss, dtype, x, y, start)
-    least = sum(expected.values(), y.new_zeros(len(y), dtype=torch.float64)).norm() / 1000  # what a layer has below this is rounding alone
+    taps = Taps(batch.model, own, seen.copies, backend)
+    found = taps.squares(batch)
+    total = sum(expected.values(), batch.y.new_zeros(len(batch.y), dtype=torch.float64))
+    least = total.norm() / 1000  # what a layer has below this is rounding alone
     off = max(float((found[name] - s).norm() / (s.norm() + least)) for name, s in expected.items())
-    if not off < CLOSE[torch.is_autocast_enabled(x.device.type) if dtype is None else dtype != torch.float32]:
+    low = torch.is_autocast_enabled(batch.x.device.type) if batch.dtype is None else batch.dtype != torch.float32
+    if not off < CLOSE[low]:
         raise RuntimeError(f"its norms would differ by {off:.1e}")
     return taps
