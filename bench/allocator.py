@@ -14,10 +14,10 @@ ROUNDS, STEPS, BATCH = 7, 25, 100
 
 def child(keep: bool) -> None:
     """Print seconds by the clock and of the processor of `STEPS` steps of a ConvNet-3 at 32 px in bfloat16."""
-    from infoutil_fast import nets
-    from infoutil_fast.device import autocast
-    from infoutil_fast.memory import keep_freed_memory
-    from infoutil_fast.train import sgd
+    from infoutil_fast.models import nets
+    from infoutil_fast.runtime.device import autocast
+    from infoutil_fast.runtime.memory import keep_freed_memory
+    from infoutil_fast.training.teaching import sgd
 
     if keep:
         assert keep_freed_memory()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from infoutil_fast.dispatch import available
-from infoutil_fast.ops import assemble_patterns
+from infoutil_fast.ops.dispatch import available
+from infoutil_fast.ops.patches import assemble_patterns
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 import torch
 
-from infoutil_fast.dispatch import available
-from infoutil_fast.ops import conv_grad_sqnorm, gram_sqnorm
+from infoutil_fast.ops.dispatch import available
+from infoutil_fast.ops.sqnorms import conv_grad_sqnorm, gram_sqnorm
 
 # N, C, O, side, kernel, stride: layers of ConvNet-3 and ResNet-18 at 32 and 224 px
 SHAPES = [

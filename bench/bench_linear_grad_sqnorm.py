@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-from infoutil_fast.dispatch import version
-from infoutil_fast.ops import channel_sums, linear_grad_sqnorm
+from infoutil_fast.ops.dispatch import version
+from infoutil_fast.ops.sqnorms import channel_sums, linear_grad_sqnorm
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 

@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-from infoutil_fast.dispatch import available
-from infoutil_fast.ops import masked_patches
+from infoutil_fast.ops.dispatch import available
+from infoutil_fast.ops.patches import masked_patches
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

@@ -22,7 +22,7 @@ from record import origin, spread
 from rivals import captum, loop, loops, multiply_adds, quickest
 from torch import Tensor, nn
 
-from infoutil_fast.shapley import PatchShapley
+from infoutil_fast.shapley.maps import PatchShapley
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, where torch.compile imports it
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from infoutil_fast import nets
+from infoutil_fast.models import nets
 
 CLASSES = 10
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from infoutil_fast import distill, evaluate, open_source
 from infoutil_fast.data import Split
-from infoutil_fast.memory import keep_freed_memory
+from infoutil_fast.runtime.memory import keep_freed_memory
 
 HELD_OUT = 5000  # the last training images; the teacher has seen them, so only differences between rows mean something
 ROWS = {

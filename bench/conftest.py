@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from record import append, row, time_call
 
-from infoutil_fast.memory import keep_freed_memory
+from infoutil_fast.runtime.memory import keep_freed_memory
 
 ROWS: list[tuple[str, dict[str, Any]]] = []
 ROUNDS = 21

@@ -17,11 +17,11 @@ from record import append, origin
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from infoutil_fast.calibrate import spearman
 from infoutil_fast.data import open_source
-from infoutil_fast.device import autocast
-from infoutil_fast.gradnorm import grad_norms
-from infoutil_fast.teacher import load_teacher
+from infoutil_fast.gradnorm.norms import grad_norms
+from infoutil_fast.models.teacher import load_teacher
+from infoutil_fast.runtime.device import autocast
+from infoutil_fast.scoring.calibrate import spearman
 
 CPU = torch.device("cpu")
 

@@ -25,10 +25,10 @@ from record import append, row, time_call
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from infoutil_fast import nets
-from infoutil_fast.device import autocast
-from infoutil_fast.gradnorm import grad_norms
-from infoutil_fast.memory import keep_freed_memory, peak_bytes, reset_peak
+from infoutil_fast.gradnorm.norms import grad_norms
+from infoutil_fast.models import nets
+from infoutil_fast.runtime.device import autocast
+from infoutil_fast.runtime.memory import keep_freed_memory, peak_bytes, reset_peak
 
 CASES = [
     "convnet3:32:128",

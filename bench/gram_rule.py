@@ -18,8 +18,8 @@ from statistics import median
 import torch
 from record import append, origin, spread, time_call
 
-from infoutil_fast import gradrules
-from infoutil_fast.ops import conv_grad_sqnorm, gram_sqnorm
+from infoutil_fast.gradnorm import rules
+from infoutil_fast.ops.sqnorms import conv_grad_sqnorm, gram_sqnorm
 
 Shape = tuple[int, int, int, int, int]  # C, O, side, kernel, stride
 Measured = tuple[Shape, float, float]  # seconds of the direct form and of the Gram form
@@ -64,7 +64,7 @@ def regret(found: Sequence[Measured], factor: float, shift: float) -> float:
 def chosen(shape: Shape, factor: float, shift: float) -> bool:
     c, o, side, k, s = shape
     out = (side + 2 * (k // 2) - k) // s + 1
-    return gradrules.gram_is_cheaper((side, side), (out, out), (c, o), (k, k), (s, s), factor, shift)
+    return rules.gram_is_cheaper((side, side), (out, out), (c, o), (k, k), (s, s), factor, shift)
 
 
 def main() -> None:
@@ -80,10 +80,10 @@ def main() -> None:
         found = [(shape, *measure(shape, dtype, args.device, args.samples)) for shape in draw(args.shapes, args.seed)]
         fit, held = found[::2], found[1::2]
         best = min(itertools.product(FACTORS, SHIFTS), key=lambda constants: regret(fit, *constants))
-        now = gradrules.GRAM_FACTOR, gradrules.GRAM_SHIFT
-        rules = {"now": now, "fitted": best, "always direct": (math.inf, 0.0), "always gram": (0.0, 0.0)}
+        now = rules.GRAM_FACTOR, rules.GRAM_SHIFT
+        tried = {"now": now, "fitted": best, "always direct": (math.inf, 0.0), "always gram": (0.0, 0.0)}
         print(f"{args.device} {str(dtype)[6:]}: Gram is faster on {sum(g < d for _, d, g in found)} of {len(found)} shapes")
-        for name, (factor, shift) in rules.items():
+        for name, (factor, shift) in tried.items():
             on = {half: round(regret(rows_, factor, shift), 4) for half, rows_ in (("fit", fit), ("held out", held))}
             print(f"    {name} ({factor}, {shift}): regret {on['fit']:.1%} on the half fitted, {on['held out']:.1%} on the other")
             params = {

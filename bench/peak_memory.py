@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from cases import case
 
-from infoutil_fast.memory import peak_bytes, reset_peak
-from infoutil_fast.shapley import PatchShapley
+from infoutil_fast.runtime.memory import peak_bytes, reset_peak
+from infoutil_fast.shapley.maps import PatchShapley
 
 
 def measure(net: str, size: int, images: int, evaluations: int, batch: int, dtype: str, device: str, threads: int) -> dict[str, Any]:

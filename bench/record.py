@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from infoutil_fast.device import device_name, versions
+from infoutil_fast.runtime.device import device_name, versions
 
 RESULTS = Path(__file__).parent / "results"
 

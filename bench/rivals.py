@@ -13,7 +13,7 @@ from captum.attr import KernelShap
 from record import time_call
 from torch import Tensor, nn
 
-from infoutil_fast import graphs
+from infoutil_fast.shapley import tracing
 from infoutil_fast.types import Coalitions
 
 GRID = 4
@@ -84,7 +84,7 @@ def quickest(calls: dict[int, Maps], device: str, compiled: bool = False) -> tup
 
 def multiply_adds(model: nn.Module, image: Tensor) -> int:
     """Of one forward of an image [1, C, H, W]: convolutions and linear layers."""
-    graph = graphs.traced(model)
+    graph = tracing.traced(model)
     assert not isinstance(graph, str), graph
-    graphs.measure(graph, image)
-    return sum(graphs.multiply_adds(graph, node) for node in graph.graph.nodes)
+    tracing.measure(graph, image)
+    return sum(tracing.multiply_adds(graph, node) for node in graph.graph.nodes)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infoutil_fast import distill, evaluate, open_source
-from infoutil_fast.memory import keep_freed_memory
+from infoutil_fast.runtime.memory import keep_freed_memory
 
 SETS: dict[str, dict[str, Any]] = {
     "random images": {"method": "random", "windows": "whole"},

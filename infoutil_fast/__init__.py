@@ -2,13 +2,13 @@
 
 from infoutil_fast._version import __version__
 from infoutil_fast.data import open_source
-from infoutil_fast.evaluate import evaluate
-from infoutil_fast.gradnorm import grad_norms
-from infoutil_fast.kernel_shap import KernelShap
-from infoutil_fast.pipeline import distill
-from infoutil_fast.shapley import patch_shapley
-from infoutil_fast.store import load
-from infoutil_fast.teacher import load_teacher
+from infoutil_fast.gradnorm.norms import grad_norms
+from infoutil_fast.models.teacher import load_teacher
+from infoutil_fast.pipeline.running import distill
+from infoutil_fast.sets.store import load
+from infoutil_fast.shapley.kernel_shap import KernelShap
+from infoutil_fast.shapley.maps import patch_shapley
+from infoutil_fast.training.evaluation import evaluate
 from infoutil_fast.types import InputError
 
 __all__ = [

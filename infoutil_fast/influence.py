@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from infoutil_fast.gradcalls import look
-from infoutil_fast.gradnorm import MEMORY, ready, scan
-from infoutil_fast.gradpass import Loss, loss_gradients
+from infoutil_fast.gradnorm.first_look import look
+from infoutil_fast.gradnorm.norms import MEMORY, ready, scan
+from infoutil_fast.gradnorm.one_pass import Loss, loss_gradients
 from infoutil_fast.types import InputError
 
 

@@ -1,4 +1,4 @@
-"""Every coalition's feature map out of those of the periodic masks; the definition is infoutil_fast/ops.py::assemble_patterns."""
+"""Every coalition's feature map out of those of the periodic masks; the definition is infoutil_fast/ops/patches.py::assemble_patterns."""
 
 from __future__ import annotations
 

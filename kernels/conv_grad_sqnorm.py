@@ -1,4 +1,4 @@
-"""||dL/dW||^2 of each sample's convolution; the definition is infoutil_fast/ops.py::conv_grad_sqnorm.
+"""||dL/dW||^2 of each sample's convolution; the definition is infoutil_fast/ops/sqnorms.py::conv_grad_sqnorm.
 
 Unconfirmed: no GPU has timed it yet.
 """

@@ -1,4 +1,4 @@
-"""||dL/dW||^2 from Gram matrices; the definition is infoutil_fast/ops.py::gram_sqnorm. No GPU has timed it yet: unconfirmed."""
+"""||dL/dW||^2 from Gram matrices; the definition is infoutil_fast/ops/sqnorms.py::gram_sqnorm. No GPU has timed it yet: unconfirmed."""
 
 from __future__ import annotations
 

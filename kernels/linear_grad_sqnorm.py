@@ -1,4 +1,4 @@
-"""||dL/dW||^2 of each sample's linear layer over T positions; the definition is infoutil_fast/ops.py::linear_grad_sqnorm. Unconfirmed."""
+"""||dL/dW||^2 of a sample's linear layer; the definition is infoutil_fast/ops/sqnorms.py::linear_grad_sqnorm. Unconfirmed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every image under every coalition of patches; the definition is infoutil_fast/ops.py::masked_patches."""
+"""Every image under every coalition of patches; the definition is infoutil_fast/ops/patches.py::masked_patches."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from infoutil_fast.cli.demo import TEACHER
 from infoutil_fast.data import Source, open_source
-from infoutil_fast.demo import TEACHER
-from infoutil_fast.device import choose_dtype
-from infoutil_fast.train import Recipe, teach
+from infoutil_fast.runtime.device import choose_dtype
+from infoutil_fast.training.teaching import Recipe, teach
 
 CPU = torch.device("cpu")
 PACKAGE = tuple(str(Path(__file__).parents[1] / folder) for folder in ("infoutil_fast", "kernels"))

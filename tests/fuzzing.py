@@ -30,11 +30,11 @@ import torch
 from kinds import KINDS
 from safetensors.torch import save, save_file
 
-from infoutil_fast import images, ondisk, store
-from infoutil_fast.buffers import read_buffer
-from infoutil_fast.checkpoints import read_state
-from infoutil_fast.data import open_source
-from infoutil_fast.teacher import load_checkpoint
+from infoutil_fast.data import decode, open_source
+from infoutil_fast.models.checkpoints import read_state
+from infoutil_fast.models.teacher import load_checkpoint
+from infoutil_fast.sets import partial, store
+from infoutil_fast.synthesis.replay_buffers import read_buffer
 from infoutil_fast.types import InputError
 
 MEMORY = 3 << 30  # bytes of address space above what the process has when it begins
@@ -132,8 +132,8 @@ def make_safetensors(path: Path, rng: Rng) -> Path:
 
 
 def make_teacher(path: Path, rng: Rng) -> Path:
-    from infoutil_fast import nets
-    from infoutil_fast.teacher import Facts, save_checkpoint
+    from infoutil_fast.models import nets
+    from infoutil_fast.models.teacher import Facts, save_checkpoint
 
     facts = Facts("convnet1-w2", 8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), ("a", "b"))
     save_checkpoint(path / "x.safetensors", nets.build("convnet1-w2", 2, 8), facts)
@@ -180,14 +180,14 @@ def read_set(path: Path) -> None:
     for index in range(len(dataset)):
         dataset[index]
     dataset.floats()
-    found = ondisk.read(path, 3)
+    found = partial.read(path, 3)
     for label in found.shown:
         found.scores(label, "image", "name", "score")
-    ondisk.lines(path / "timings.jsonl")
+    partial.lines(path / "timings.jsonl")
 
 
 READERS: dict[str, tuple[Make, Read]] = {
-    "image": (make_image, images.read),
+    "image": (make_image, decode.read),
     "image folder": (make_folder, read_source),
     "Tiny-ImageNet": (make_tiny, read_source),
     "npz": (make_npz, read_source),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from kinds import KINDS, Kind
 
-from infoutil_fast import images
-from infoutil_fast.source import square
+from infoutil_fast.data import decode
+from infoutil_fast.data.source import square
 from infoutil_fast.types import InputError, UnreadableError
 
 DOCS = Path(__file__).parents[1] / "docs" / "data.md"
@@ -22,14 +22,14 @@ def test_a_file_is_read_or_left_out(kind: Kind, tmp_path: Path, rng: np.random.G
     expected = kind.write(path, rng)
     if kind.outcome != "read":
         with pytest.raises(UnreadableError, match=rf"picture\{kind.suffix} cannot be read as an image: .*{kind.outcome}") as caught:
-            images.read(path)
+            decode.read(path)
         assert "\n" not in str(caught.value)
         assert [entry.name for entry in tmp_path.iterdir()] == [path.name]  # nothing ran, nothing was left behind
         return
-    found = images.read(path)
+    found = decode.read(path)
     assert (found.dtype, found.shape[2]) == (np.uint8, 3)
     assert found.flags.owndata or found.base is not None
-    assert images.short_side(path) == min(found.shape[:2])
+    assert decode.short_side(path) == min(found.shape[:2])
     np.testing.assert_array_equal(found, expected)
     assert square(found, 32).shape == (32, 32, 3)
 
@@ -53,7 +53,7 @@ def test_every_exif_orientation_is_turned_upright(orientation: int, tmp_path: Pa
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(images.read(tmp_path / "a.png"), upright)
+    np.testing.assert_array_equal(decode.read(tmp_path / "a.png"), upright)
 
 
 def test_a_disk_that_fails_is_no_broken_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
@@ -66,7 +66,7 @@ def test_a_disk_that_fails_is_no_broken_image(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("builtins.open", fails)
     with pytest.raises(InputError, match=r"a\.png cannot be opened: Input/output error") as caught:
-        images.read(tmp_path / "a.png")
+        decode.read(tmp_path / "a.png")
     assert not isinstance(caught.value, UnreadableError)
 
 

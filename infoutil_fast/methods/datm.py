@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infoutil_fast import recipes
+from infoutil_fast.contract import Run
 from infoutil_fast.data import Source
-from infoutil_fast.experts import Experts, open_experts
-from infoutil_fast.matching import Matching, finish, match, shuffled_pool, start
-from infoutil_fast.memory import Stages
-from infoutil_fast.selection import Run
-from infoutil_fast.trajectory import MODES, Inner, Matched, Segment, Step, recursion, unroll
+from infoutil_fast.runtime.memory import Stages
+from infoutil_fast.synthesis import published
+from infoutil_fast.synthesis.experts import Experts, open_experts
+from infoutil_fast.synthesis.gradients import MODES, Inner, Matched, Segment, Step, recursion, unroll
+from infoutil_fast.synthesis.synthetic import Matching, shuffled_pool, start
+from infoutil_fast.synthesis.trajectory_matching import finish, match
 from infoutil_fast.types import ClassShard, InputError, one_of
 
 open_teacher = open_experts  # what `--teacher` names
-PRESETS = recipes.DATM
+PRESETS = published.DATM
 JUDGES = 10  # experts that judge the start images and give their labels, after their last epoch
 
 

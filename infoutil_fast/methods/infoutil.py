@@ -8,15 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from infoutil_fast.contract import Run
 from infoutil_fast.data import Source
-from infoutil_fast.designs import plan
-from infoutil_fast.memory import Stages
-from infoutil_fast.selection import Choice, Run, draw, keep, shard
-from infoutil_fast.shapley import PAYOFFS, PatchShapley
-from infoutil_fast.teacher import Teacher, refuse_nan
+from infoutil_fast.data.windows import random_windows, whole_windows, windows_at
+from infoutil_fast.models.teacher import Teacher, refuse_nan
+from infoutil_fast.runtime.memory import Stages
+from infoutil_fast.runtime.seeds import file_generator
+from infoutil_fast.selection.choose import Choice, draw, keep, shard
+from infoutil_fast.selection.ranking import DIRECTIONS, noisy_cells, pool_heat
+from infoutil_fast.selection.usefulness import INPUTS, SCORES
+from infoutil_fast.shapley.designs import plan
+from infoutil_fast.shapley.maps import PAYOFFS, PatchShapley
 from infoutil_fast.types import ClassShard, InputError, one_of
-from infoutil_fast.utility import INPUTS, SCORES
-from infoutil_fast.windows import DIRECTIONS, file_generator, noisy_cells, pool_heat, random_windows, whole_windows, windows_at
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from infoutil_fast.contract import Run
 from infoutil_fast.data import Source
-from infoutil_fast.memory import Stages
-from infoutil_fast.selection import Choice, Run, draw, keep, shard
-from infoutil_fast.teacher import Teacher
+from infoutil_fast.data.windows import random_windows, whole_windows
+from infoutil_fast.models.teacher import Teacher
+from infoutil_fast.runtime.memory import Stages
+from infoutil_fast.selection.choose import Choice, draw, keep, shard
 from infoutil_fast.types import ClassShard, one_of
-from infoutil_fast.windows import random_windows, whole_windows
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from infoutil_fast import quirks
+from infoutil_fast.contract import Run
 from infoutil_fast.data import Source
-from infoutil_fast.memory import Stages
-from infoutil_fast.selection import Choice, Kept, Run, draw, keep, shard
-from infoutil_fast.teacher import Teacher
+from infoutil_fast.data.windows import random_windows
+from infoutil_fast.models.teacher import Teacher
+from infoutil_fast.runtime.memory import Stages
+from infoutil_fast.selection import rded_crops
+from infoutil_fast.selection.choose import Choice, Kept, draw, keep, shard
+from infoutil_fast.selection.usefulness import INPUTS
 from infoutil_fast.types import ClassShard, one_of
-from infoutil_fast.utility import INPUTS
-from infoutil_fast.windows import random_windows
 
 
 @dataclass(frozen=True)
@@ -51,4 +52,4 @@ def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int]
         order = torch.arange(len(kept.scores)).view(cfg.factor**2, cfg.ipc).T.flatten().numpy()
         spread = Kept(kept.windows[order], kept.crops[order], kept.scores[order], kept.index[order], kept.pool)
         made = shard(teacher, label, spread, cfg.factor, run, stage)
-        yield replace(made, images=quirks.jpeg75(made.images)) if cfg.jpeg75 else made
+        yield replace(made, images=rded_crops.jpeg75(made.images)) if cfg.jpeg75 else made

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from infoutil_fast import recipes
+from infoutil_fast.contract import Run
 from infoutil_fast.data import Source
-from infoutil_fast.experts import Experts, open_experts
-from infoutil_fast.matching import Matching, finish, match, random_positions, start
-from infoutil_fast.memory import Stages
-from infoutil_fast.selection import Run
-from infoutil_fast.trajectory import MODES, Inner, Matched, Segment, Step, recursion
+from infoutil_fast.runtime.memory import Stages
+from infoutil_fast.synthesis import published
+from infoutil_fast.synthesis.experts import Experts, open_experts
+from infoutil_fast.synthesis.gradients import MODES, Inner, Matched, Segment, Step, recursion
+from infoutil_fast.synthesis.synthetic import Matching, random_positions, start
+from infoutil_fast.synthesis.trajectory_matching import finish, match
 from infoutil_fast.types import ClassShard, InputError, one_of
 
 open_teacher = open_experts  # what `--teacher` names
-PRESETS = recipes.TESLA
+PRESETS = published.TESLA
 
 
 @dataclass(frozen=True)

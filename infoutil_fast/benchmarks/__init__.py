@@ -1,0 +1,1 @@
+"""`infoutil bench`: entrants, timed parts, tables and plots."""

@@ -1,0 +1,259 @@
+"""What each command does with its parsed arguments."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from infoutil_fast.cli.options import given
+from infoutil_fast.models.import_checkpoint import import_teacher
+from infoutil_fast.pipeline.export_rded import export
+from infoutil_fast.pipeline.planning import prepare
+from infoutil_fast.pipeline.running import estimate, execute
+from infoutil_fast.scoring.score_images import score
+from infoutil_fast.synthesis.experts import ExpertRecipe
+from infoutil_fast.training.evaluation import evaluate
+from infoutil_fast.training.teaching import EARLY, Recipe
+from infoutil_fast.types import InputError
+
+Show = Callable[[Any, str], None]  # a value for --json, and its text for people
+
+
+def _teach(args: argparse.Namespace, show: Show) -> None:
+    from infoutil_fast.data import open_source
+    from infoutil_fast.runtime.device import choose_device, choose_dtype
+    from infoutil_fast.training.teaching import teach
+
+    if args.from_checkpoint is not None:
+        _import(args, show)
+        return
+    if args.class_order is not None or args.normalisation != "auto":
+        raise InputError("--class-order and --normalisation belong to --from-checkpoint")
+    device = choose_device(args.device)
+    recipe = Recipe(**{**(EARLY if args.early else {}), **given(args)})
+    last = teach(
+        open_source(args.source),
+        recipe,
+        args.out,
+        device=device,
+        dtype=choose_dtype(args.dtype, device),
+        workers=args.workers,
+        progress=not args.quiet,
+    )
+    show(
+        last, f"{args.out / 'last.safetensors'}: {last['accuracy']:.2%} of {last['images']} validation images after {last['epoch']} epochs"
+    )
+
+
+def _import(args: argparse.Namespace, show: Show) -> None:
+    from infoutil_fast.data import open_source
+    from infoutil_fast.runtime.device import choose_device
+
+    options = given(args)
+    if wrong := sorted(set(options) - {"net", "size"}) + ["early"] * args.early:
+        raise InputError(f"--from-checkpoint trains nothing: leave out {', '.join(wrong)}")
+    about = import_teacher(
+        open_source(args.source),
+        args.from_checkpoint,
+        args.out,
+        **{"net": Recipe.net, **options},
+        normalisation=args.normalisation,
+        class_order=args.class_order,
+        device=choose_device(args.device),
+        workers=args.workers,
+    )
+    order = f"class order {about['class_order']}, {about['normalisation']} normalisation"
+    show(about, f"{args.out / 'last.safetensors'}: {about['accuracy']:.2%} of {about['images']} validation images; {order}")
+
+
+def _experts(args: argparse.Namespace, show: Show) -> None:
+    from infoutil_fast.data import open_source
+    from infoutil_fast.runtime.device import choose_device
+    from infoutil_fast.synthesis.replay_buffers import export_buffers, import_buffers
+    from infoutil_fast.synthesis.train_experts import disk_bytes, train_experts
+
+    source, recipe = open_source(args.source), ExpertRecipe(**given(args))
+    size = disk_bytes(recipe, len(source.classes), recipe.size or source.size)
+    if args.dry_run:
+        show({"disk_bytes": size}, f"{recipe.experts} experts of {recipe.epochs} epochs: {size / 1e9:.2f} GB; nothing was written")
+        return
+    if args.from_buffers:
+        made = import_buffers(args.from_buffers, source, recipe, args.out)
+    else:
+        device = choose_device(args.device)
+        made = train_experts(source, recipe, args.out, device=device, workers=args.workers, progress=not args.quiet)
+    if args.to_buffers:
+        export_buffers(made, args.to_buffers)
+    show({"experts": len(made), "epochs": made.epochs}, f"{args.out}: {len(made)} experts of {made.epochs} epochs")
+
+
+def _distill(args: argparse.Namespace, show: Show) -> None:
+    if args.config and args.preset:
+        raise InputError("--config already holds all settings: leave out --preset")
+    asked = _again(args.config) if args.config else {"options": {}}
+    source, teacher = args.source or asked.get("source"), args.teacher or asked.get("teacher")
+    if not source or not teacher:
+        raise InputError("distill needs SOURCE, OUT and --teacher, or OUT and --config meta.json")
+    plan = prepare(
+        source,
+        teacher,
+        method=asked.get("method", args.method),
+        preset=args.preset,
+        label_teacher=args.label_teacher or asked.get("label_teacher"),
+        device=args.device,
+        dtype=asked.get("dtype", args.dtype) if args.dtype == "auto" else args.dtype,
+        workers=args.workers,
+        batch=args.batch,
+        **{**asked["options"], **given(args)},
+    )
+    if args.dry_run:
+        cost = estimate(plan)
+        text = "\n".join(f"{key.replace('_', ' '):>14}  {value}" for key, value in cost.items())
+        show({"would": plan.meta, "estimate": cost}, f"{json.dumps(plan.meta, indent=1)}\n{text}\nnothing was written")
+        return
+    execute(plan, args.out, overwrite=args.overwrite, progress=not args.quiet)
+    show(
+        {"set": str(args.out), "meta": plan.meta},
+        f"{args.out}: {plan.meta['ipc'] * len(plan.source.classes)} images of {len(plan.source.classes)} classes",
+    )
+
+
+def _again(path: Path) -> dict[str, Any]:
+    """What a set's meta.json says of how it was made."""
+    from infoutil_fast.sets.store import read_meta
+
+    meta = read_meta(path.parent if path.name == "meta.json" else path)
+    early = meta["label_teacher"]
+    return {
+        "source": meta["source"]["spec"],
+        "teacher": meta["teacher"]["spec"],
+        "label_teacher": early and early["spec"],
+        "method": meta["method"],
+        "dtype": meta["dtype"],
+        "options": meta["config"],
+    }
+
+
+def _evaluate(args: argparse.Namespace, show: Show) -> None:
+    row = evaluate(
+        args.set,
+        student=args.student,
+        seeds=args.seeds,
+        seed=args.seed,
+        ipc=args.ipc,
+        labels=args.labels,
+        recipe=args.recipe,
+        teacher=args.teacher,
+        source=args.source,
+        best_of_test=args.best_of_test,
+        device=args.device,
+        dtype=args.dtype,
+        workers=args.workers,
+        progress=not args.quiet,
+        **given(args),
+    )
+    spread = "" if row["std"] is None else f" +- {100 * row['std']:.1f}"
+    how = f"{args.student}, {args.labels} labels, last epoch, {args.seeds} seeds"
+    text = f"{100 * row['mean']:.1f}{spread} % of {row['test_images']} images ({how})"
+    if row["best"]:
+        text += f"; best of test, which peeks: {100 * sum(row['best']) / len(row['best']):.1f} %"
+    show(row, text)
+
+
+def _report(args: argparse.Namespace, show: Show) -> None:
+    from infoutil_fast.sets.report import write_report
+
+    page = write_report(args.set, args.out)
+    show({"report": str(page)}, str(page))
+
+
+def _export(args: argparse.Namespace, show: Show) -> None:
+    done = export(
+        args.set,
+        args.out,
+        layout=args.layout,
+        subset=args.subset,
+        test_images=args.test_images,
+        teacher=args.teacher,
+        source=args.source,
+        progress=not args.quiet,
+    )
+    text = f"{done.root}: {done.images} images, {done.test_images} test images, teacher {done.teacher}\n"
+    if done.accuracy:
+        text += "its constants are now ImageNet's: right on {:.1%} of a sample before, {:.1%} after\n".format(*done.accuracy)
+    show({**asdict(done), "root": str(done.root)}, f"{text}with RDED the folder of its code:\n{done.command}")
+
+
+def _score(args: argparse.Namespace, show: Show) -> None:
+    done = score(
+        args.kind,
+        args.data,
+        args.teacher,
+        args.out,
+        split=args.split,
+        per_class=args.per_class,
+        seed=args.seed,
+        file_format=args.format,
+        device=args.device,
+        dtype=args.dtype,
+        workers=args.workers,
+        progress=not args.quiet,
+        **given(args),
+    )
+    left = f", {len(done['skipped'])} could not be read" * bool(done["skipped"])
+    values = "lowest {lowest:.4g}, median {median:.4g}, highest {highest:.4g}".format(**done)
+    show(done, "\n".join([f"{done['scores']}: {done['images']} images{left}; {values}", *done["pictures"]]))
+
+
+def _calibrate(args: argparse.Namespace, show: Show) -> None:
+    from infoutil_fast.scoring.calibrate import calibrate
+    from infoutil_fast.scoring.calibration_plots import as_text
+
+    rows = calibrate(
+        args.source,
+        args.teacher,
+        args.out,
+        images=args.images,
+        grid=args.grid,
+        seed=args.seed,
+        draws=args.draws,
+        formats=args.formats,
+        device=args.device,
+        dtype=args.dtype,
+        workers=args.workers,
+        batch=args.batch,
+        progress=not args.quiet,
+    )
+    show(rows, f"{as_text(rows)}\n\n{args.out / 'calibration.jsonl'}, {args.out / 'calibration.png'}")
+
+
+def _info(args: argparse.Namespace, show: Show) -> None:
+    from infoutil_fast.cli.info import as_text, collect
+
+    found = collect()
+    show(found, as_text(found))
+
+
+def _demo(args: argparse.Namespace, show: Show) -> None:
+    from infoutil_fast.cli.demo import as_text, demo
+
+    rows = demo(args.out, seeds=args.seeds, device=args.device, dtype=args.dtype, workers=args.workers, progress=not args.quiet)
+    show(rows, as_text(rows))
+
+
+COMMANDS = {
+    "teach": _teach,
+    "experts": _experts,
+    "distill": _distill,
+    "evaluate": _evaluate,
+    "report": _report,
+    "export": _export,
+    "score": _score,
+    "calibrate": _calibrate,
+    "info": _info,
+    "demo": _demo,
+}

@@ -1,0 +1,166 @@
+"""Sources whose images are arrays in memory: .npz, CIFAR batches, SVHN's .mat, scikit-learn's digits, the demo set."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from infoutil_fast.data import cifar, demo_images, svhn
+from infoutil_fast.data.source import Source, Split, Triple, default_size
+from infoutil_fast.runtime.memory import refuse_beyond_memory
+from infoutil_fast.types import InputError
+
+NPZ_KEYS = (("train_x", "train_y", "test_x", "test_y"), ("x_train", "y_train", "x_test", "y_test"))
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10: tuple[Triple, Triple] = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+CIFAR100: tuple[Triple, Triple] = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+SVHN: tuple[Triple, Triple] = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
+
+
+def npz(path: Path) -> Source:
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is no .npz file (no zip archive)")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keys = next((keys for keys in NPZ_KEYS if set(keys) <= set(file.files)), None)
+            if keys is None:
+                wanted = " or ".join(", ".join(keys) for keys in NPZ_KEYS)
+                raise InputError(f"{path} has the keys {', '.join(file.files) or '(none)'}; needed are {wanted}")
+            taken = [*keys, *(["class_names"] if "class_names" in file.files else [])]
+            _check_sizes(path, file, taken)
+            found = {key: file[key] for key in taken}
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds on damaged files; each is named
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200] or type(error).__name__}") from error
+    train_x, train_y, val_x, val_y = (found[key] for key in keys)
+    names = found.get("class_names")
+    classes = None if names is None else tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names.ravel())
+    return from_arrays(path.stem, str(path), classes, (train_x, train_y), (val_x, val_y))
+
+
+def _check_sizes(path: Path, file: np.lib.npyio.NpzFile, keys: Sequence[str]) -> None:
+    """Refuse arrays of other sizes than their headers say, or larger than memory, before any of them is made."""
+    archive, total = file.zip, 0
+    assert archive is not None
+    for key in keys:
+        member = archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key)
+        with archive.open(member) as stream:
+            version = np.lib.format.read_magic(stream)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = header(stream)
+            if dtype.hasobject:
+                raise InputError(f"{path}: {key} cannot be read, it holds Python objects (allow_pickle is off)")
+            size = math.prod(shape) * dtype.itemsize  # Python integers: no overflow
+            if size != member.file_size - stream.tell():
+                raise InputError(f"{path}: {key} says {list(shape)} {dtype}, {size:,} bytes, but has {member.file_size - stream.tell():,}")
+        total += size
+    refuse_beyond_memory(path, total)
+
+
+def from_arrays(
+    name: str,
+    spec: str,
+    classes: tuple[str, ...] | None,
+    train: tuple[np.ndarray, np.ndarray],
+    val: tuple[np.ndarray, np.ndarray],
+    boxes: tuple[np.ndarray, np.ndarray] | None = None,
+    constants: tuple[Triple, Triple] | None = None,
+) -> Source:
+    """A source over images held in memory, whose shapes and labels are checked here."""
+    train_x, train_y = _checked(spec, "training", *train)
+    val_x, val_y = _checked(spec, "validation", *val)
+    top = int(max(train_y.max(), val_y.max()))
+    if top >= (len(train_y) if classes is None else len(classes)):
+        there = f"{len(train_y)} training images" if classes is None else f"{len(classes)} class names"
+        raise InputError(f"{spec} has the label {top} but only {there}")
+    if classes is None:
+        classes = tuple(str(label) for label in range(top + 1))
+    if absent := sorted(set(range(len(classes))) - set(train_y.tolist())):
+        raise InputError(f"{spec} has no training image of class {classes[absent[0]]!r} ({len(absent)} such)")
+    size = default_size([min(train_x.shape[1:3])])
+    train_boxes, val_boxes = boxes or (None, None)
+    mean, std = constants or _mean_std(name, classes, train_x)
+    train_split, val_split = _array_split("train", train_x, train_y, train_boxes), _array_split("val", val_x, val_y, val_boxes)
+    return Source(name, spec, classes, train_split, val_split, size, mean, std)
+
+
+def _array_split(part: str, images: np.ndarray, labels: np.ndarray, boxes: np.ndarray | None) -> Split:
+    return Split(tuple(f"{part}/{i:05d}" for i in range(len(images))), labels, partial(_read_array, images), boxes)
+
+
+def _checked(spec: str, what: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images as a view [N, H, W, 3 or 1] uint8, labels [N] int64."""
+    shapes = f"{what} images {list(images.shape)} {images.dtype}, labels {list(labels.shape)} {labels.dtype}"
+    if images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
+        images = images.transpose(0, 2, 3, 1)
+    if images.ndim == 3:
+        images = images[..., None]
+    fits = images.ndim == 4 and images.shape[3] in (1, 3) and images.dtype == np.uint8 and images.size > 0
+    if not fits or labels.shape[:1] != (len(images),) or labels.size != len(images) or labels.dtype.kind not in "iu":
+        raise InputError(f"{spec}: {shapes}; needed are uint8 images [N, H, W, 3], [N, 3, H, W] or [N, H, W] and integer labels [N], N > 0")
+    labels = labels.reshape(-1).astype(np.int64)
+    if labels.min() < 0:
+        raise InputError(f"{spec}: {what} label {labels.min()} is negative")
+    return images, labels
+
+
+def _read_array(images: np.ndarray, position: int) -> np.ndarray:
+    image = images[position]  # [H, W, 3 or 1]
+    return np.array(np.broadcast_to(image, (*image.shape[:2], 3)), order="C")
+
+
+def _mean_std(name: str, classes: Sequence[str], images: np.ndarray) -> tuple[Triple, Triple]:
+    """The published constants for CIFAR (known by class names, or by file name and number of classes), else those of `images`."""
+    if images.shape[1:] == (32, 32, 3):
+        cifar = "cifar" in name.lower()
+        if tuple(classes) == CIFAR10_CLASSES or (cifar and len(classes) == 10):
+            return CIFAR10
+        if len(classes) == 100 and (cifar or (classes[0], classes[-1]) == ("apple", "worm")):
+            return CIFAR100
+    counts = np.zeros((3, 256), np.int64)  # exact sums, whatever the order
+    for start in range(0, len(images), 512):  # bincount makes int64 copies: a few images at a time
+        for channel in range(3):
+            counts[channel] += np.bincount(images[start : start + 512, ..., channel % images.shape[3]].ravel(), minlength=256)
+    value = np.arange(256) / 255
+    mean = (counts * value).sum(1) / counts.sum(1)
+    std = np.sqrt((counts * (value - mean[:, None]) ** 2).sum(1) / counts.sum(1)).clip(1 / 255)
+    return (float(mean[0]), float(mean[1]), float(mean[2])), (float(std[0]), float(std[1]), float(std[2]))
+
+
+def cifar_batches(path: Path) -> Source:
+    classes, train, val = cifar.read(path)
+    return from_arrays(f"cifar{len(classes)}", str(path), classes, train, val, constants=CIFAR10 if len(classes) == 10 else CIFAR100)
+
+
+def svhn_digits(path: Path) -> Source:
+    train, val = svhn.read(path)
+    return from_arrays("svhn", str(path if path.is_dir() else path.parent), svhn.CLASSES, train, val, constants=SVHN)
+
+
+def demo() -> Source:
+    (train_x, train_y, train_boxes), (val_x, val_y, val_boxes) = demo_images.draw("train"), demo_images.draw("val")
+    return from_arrays("demo", "demo", demo_images.CLASSES, (train_x, train_y), (val_x, val_y), (train_boxes, val_boxes))
+
+
+def digits() -> Source:
+    """scikit-learn's 1797 digits, 8x8 -> 32x32 (Pillow's bicubic filter), a fifth of each class for validation."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError("the source 'digits' needs scikit-learn (pip install scikit-learn)") from error
+    bunch = load_digits()
+    small = (bunch.images * (255 / 16)).round().astype(np.uint8)  # [1797, 8, 8], 0..16 before
+    images = np.stack([np.asarray(Image.fromarray(i).resize((32, 32), Image.Resampling.BICUBIC)) for i in small])
+    words = np.random.Philox(key=0).random_raw(len(images))
+    held = np.zeros(len(images), bool)
+    for label in range(10):
+        rows = np.flatnonzero(bunch.target == label)
+        held[rows[np.argsort(words[rows], kind="stable")[: len(rows) // 5]]] = True
+    return from_arrays("digits", "digits", None, (images[~held], bunch.target[~held]), (images[held], bunch.target[held]))

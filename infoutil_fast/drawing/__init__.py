@@ -1,0 +1,1 @@
+"""Pictures and pages, drawn in memory: no display needed."""

@@ -1,0 +1,1 @@
+"""Nets by name, pretrained ones, teachers, and other projects' checkpoints."""

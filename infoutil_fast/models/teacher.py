@@ -1,0 +1,187 @@
+"""A teacher: a net, the side and normalisation of its input, and where it came from; checkpoints without pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from infoutil_fast.data import Source, Split
+from infoutil_fast.models import nets
+from infoutil_fast.pixels.views import normalise
+from infoutil_fast.runtime.device import autocast
+from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.types import InputError
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint says of itself, and what a distilled set records of its teacher."""
+
+    name: str
+    size: int  # side of the input, pixels
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    epochs: int | None = None
+    accuracy: float | None = None  # on the whole validation split, where it was measured
+    spec: str = ""  # how to load it again
+    hash: str = ""  # of the weights, 16 hex digits
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A net in eval mode with its `Facts`."""
+
+    net: nn.Module
+    facts: Facts
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [N, 3, S, S] -> float32 [N, 3, S, S] on the net's device, channels_last, zero mean and unit variance over the source."""
+        return normalise(images.to(self.device), self.facts.mean, self.facts.std)
+
+    def logits(self, images: Tensor, dtype: torch.dtype = torch.float32, batch: int = 128) -> Tensor:
+        """Logits [N, C] float32 of uint8 images [N, 3, S, S]."""
+        with torch.inference_mode(), autocast(self.device, dtype):
+            parts = [self.net(self.normalise(part)).float() for part in images.split(batch)]
+        return torch.cat(parts) if parts else torch.empty(0, len(self.facts.classes), device=self.device)
+
+
+def save_checkpoint(path: Path, net: nn.Module, facts: Facts) -> None:
+    """Weights and facts in one .safetensors file, written whole or not at all."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    described = {k: v for k, v in asdict(facts).items() if k not in ("spec", "hash")}
+    write_bytes(path, save(tensors, metadata={"infoutil_fast": json.dumps(described)}))
+
+
+def load_checkpoint(path: Path) -> Teacher:
+    """Read a file of `save_checkpoint`; executes nothing. Raises `InputError` for a missing, truncated or foreign file."""
+    if path.is_dir():
+        path = path / "last.safetensors"
+    if not path.is_file():
+        raise InputError(
+            f"no teacher at {path}: give a .safetensors file or a folder of `infoutil teach`, or one of {', '.join(nets.NAMES[-2:])}"
+        )
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is no teacher of ours: make it one with `infoutil teach SOURCE OUT --from-checkpoint {path} --net NAME`")
+    try:
+        with safe_open(path, "pt") as file:
+            described = (file.metadata() or {}).get("infoutil_fast")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read as .safetensors ({error}): is it truncated?") from error
+    if described is None:
+        raise InputError(
+            f"{path} holds no infoutil_fast facts: it was not written by `infoutil teach` (--from-checkpoint reads other files)"
+        )
+    try:
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(described).items()}
+        facts = Facts(**known)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} has facts of another form than `infoutil teach` writes ({error})") from error
+    net = nets.build(facts.name, len(facts.classes), facts.size)
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit a {facts.name}: {str(error).splitlines()[1].strip()}") from error
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return Teacher(net.eval(), replace(facts, spec=str(path.resolve()), hash=digest))
+
+
+def load_teacher(spec: str, source: Source, device: torch.device) -> Teacher:
+    """A teacher for `source`: a checkpoint of `infoutil teach`, or `torchvision:NAME` or `timm:NAME` with pretrained weights.
+
+    `torchvision:NAME@FILE` takes the weights from a local state dict instead of the hub.
+
+    Raises `InputError` when its classes do not fit the source's.
+    """
+    if spec.startswith(("torchvision:", "timm:")):
+        from infoutil_fast.models import pretrained
+
+        name, _, file = spec.partition("@")
+        found = pretrained.load_pretrained(name, source.classes, checkpoint=Path(file) if file else None)
+        tensors = b"".join(
+            v.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() for v in found.net.state_dict().values() if v.dim()
+        )
+        facts = Facts(
+            spec, found.size, tuple(found.mean), tuple(found.std), source.classes, spec=spec, hash=hashlib.sha256(tensors).hexdigest()[:16]
+        )
+        teacher = Teacher(found.net.eval(), facts)
+    else:
+        teacher = load_checkpoint(Path(spec))
+    check_classes(teacher.facts, source)
+    return replace(teacher, net=teacher.net.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+
+def check_classes(facts: Facts, source: Source) -> None:
+    if len(facts.classes) != len(source.classes):
+        raise InputError(f"teacher {facts.name} has {len(facts.classes)} classes, {source.name} has {len(source.classes)}")
+    if facts.classes != source.classes:
+        pairs = zip(facts.classes, source.classes, strict=True)
+        index, (theirs, ours) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+        raise InputError(f"class {index} is {theirs!r} for teacher {facts.name} and {ours!r} in {source.name}: the class orders differ")
+
+
+def sampled_logits(judge: Judge, split: Split, picked: np.ndarray, workers: int) -> tuple[Tensor, np.ndarray]:
+    """Logits [m, C] of the images at `picked` that can be decoded, and their rows in `picked` [m]; raises `InputError` where none can."""
+    parts, rows, start = [], [], 0
+    for part in np.array_split(picked, -(-len(picked) // 64)):
+        images, there = split.readable(part, judge.facts.size, workers)
+        parts.append(judge.logits(images))
+        rows.append(start + there)
+        start += len(part)
+    found = np.concatenate(rows)
+    if not len(found):
+        raise InputError(f"none of {len(picked)} images can be decoded, such as {split.names[picked[0]]}")
+    return torch.cat(parts), found
+
+
+class Judge(Protocol):
+    """What gives logits for images: a teacher, or experts."""
+
+    @property
+    def facts(self) -> Facts: ...
+    def logits(self, images: Tensor) -> Tensor: ...
+
+
+def check_accuracy(teacher: Judge, source: Source, *, seed: int = 0, count: int = 512, workers: int = 0) -> float:
+    """Share right on a seeded sample of the validation split.
+
+    Raises `InputError` at chance level (within three standard deviations of 1 / C), which is what a wrong class order or a
+    wrong normalisation looks like, and when an output is not finite, with the file's name.
+    """
+    rng = np.random.default_rng(seed)
+    picked = np.sort(rng.choice(len(source.val.labels), min(count, len(source.val.labels)), replace=False))
+    logits, there = sampled_logits(teacher, source.val, picked, workers)
+    picked = picked[there]
+    refuse_nan(logits, [source.val.names[i] for i in picked], teacher.facts.name)
+    right = float((logits.argmax(1).cpu().numpy() == source.val.labels[picked]).mean())
+    chance = 1 / len(source.classes)
+    if right < chance + 3 * (chance * (1 - chance) / len(picked)) ** 0.5:
+        raise InputError(
+            f"teacher {teacher.facts.name} is right on {right:.1%} of {len(picked)} validation images of {source.name}, "
+            f"chance is {chance:.1%}: "
+            "wrong class order, normalisation or weights? (`infoutil teach --from-checkpoint` finds out order and normalisation)"
+        )
+    return right
+
+
+def refuse_nan(values: Tensor, names: list[str], teacher: str) -> None:
+    """Raise `InputError` naming the first image whose row of `values` [N, ...] is not finite."""
+    bad = ~values.flatten(1).isfinite().all(1)
+    if bad.any():
+        raise InputError(
+            f"teacher {teacher} gives NaN or infinity on {int(bad.sum())} of {len(names)} images, first {names[int(bad.nonzero()[0])]}"
+        )

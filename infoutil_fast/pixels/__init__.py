@@ -1,0 +1,1 @@
+"""What is done to pixels before a net sees them: augmentation, normalisation, whitening."""

@@ -1,0 +1,1 @@
+"""Scores of any images, and how accurate the Shapley designs are on a teacher."""

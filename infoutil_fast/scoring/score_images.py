@@ -1,0 +1,252 @@
+"""Scores of any images: Shapley maps or gradient norms, a file for each class, one for all, and pictures of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from infoutil_fast._version import __version__
+from infoutil_fast.drawing import sheets
+from infoutil_fast.gradnorm.norms import grad_norms
+from infoutil_fast.models.teacher import Teacher
+from infoutil_fast.runtime.device import choose_device, choose_dtype
+from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.runtime.seeds import file_generator
+from infoutil_fast.scoring.inputs import AT_ONCE, Images, open_images, readable
+from infoutil_fast.sets.store import encode, folder
+from infoutil_fast.shapley.designs import plan
+from infoutil_fast.shapley.maps import PAYOFFS, PatchShapley
+from infoutil_fast.types import InputError, one_of
+
+Scorer = Callable[[Tensor, Tensor, Sequence[str]], dict[str, np.ndarray]]  # images uint8, labels, file names -> arrays of n rows
+
+
+@dataclass(frozen=True)
+class ShapleyOptions:
+    """Shapley maps: what each patch adds to the payoff of the image's class."""
+
+    grid: int = 4  # patches a side
+    design: str = "border_hadamard"  # coalitions: border_hadamard, leverage, kernel, permutation, captum, exact
+    evaluations: int = 0  # forwards an image; 0: the design's own, 64, 25 (captum) or all
+    payoff: str = "logit"  # of the label: logit, log_probability, probability, log_odds
+
+    def __post_init__(self) -> None:
+        one_of("payoff", self.payoff, tuple(PAYOFFS))
+        plan(self.design, self.grid**2, self.evaluations or None)
+
+
+@dataclass(frozen=True)
+class GradNormOptions:
+    """Norm of the loss gradient of each image over the parameters."""
+
+    layers: str = "all"  # parameters: all, or last, the last linear layer (forward only)
+
+    def __post_init__(self) -> None:
+        one_of("layers", self.layers, ("all", "last"))
+
+
+KINDS: dict[str, type[ShapleyOptions] | type[GradNormOptions]] = {"shapley": ShapleyOptions, "gradnorm": GradNormOptions}
+FORMATS = ("npz", "csv")
+
+
+def score(
+    kind: str,
+    data: str | Path,
+    teacher: str | Path,
+    out: str | Path,
+    *,
+    split: str = "train",
+    per_class: int = 0,
+    seed: int = 0,
+    file_format: str = "npz",
+    device: str = "auto",
+    dtype: str = "auto",
+    workers: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> dict[str, Any]:
+    """Score images and draw the scores; the command is `infoutil score shapley|gradnorm`.
+
+    data: what `open_source` takes (its `split`, train or val), a folder of class folders, or a folder of images, which are then scored for
+    the class that the teacher sees. per_class: so many of each class, drawn by `seed`; 0: all. options: the fields of `ShapleyOptions`
+    or `GradNormOptions`.
+
+    OUT/classes/<class>.npz appears class by class, so that a run cut short goes on; at the end OUT/scores.npz or scores.csv has all
+    rows, with `name`, `label`, `position` in its split, `score`, for shapley also `heat` [n, g, g] float32 (its sum is the score:
+    what the whole image adds to the payoff), and OUT/*.png the pictures. Images that cannot be read are left out and named.
+
+    Returns the files, the counts and the lowest, median and highest score. Raises `InputError` before anything is written when
+    something does not fit, or OUT holds other scores.
+    """
+    one_of("kind of score", kind, tuple(KINDS))
+    one_of("file format", file_format, FORMATS)
+    one_of("split", split, ("train", "val"))
+    if per_class < 0:
+        raise InputError(f"per_class must be 0 (all) or more, not {per_class}")
+    if unknown := sorted(set(options) - {f.name for f in fields(KINDS[kind])}):
+        raise InputError(f"score {kind} has no option {', '.join(unknown)}; it has {', '.join(f.name for f in fields(KINDS[kind]))}")
+    chosen, out, where = KINDS[kind](**options), Path(out), choose_device(device)
+    run_dtype = choose_dtype(dtype, where) if kind == "shapley" else torch.float32
+    images = open_images(data, str(teacher), split, where, workers)
+    make = shapley_of if isinstance(chosen, ShapleyOptions) else norms_of
+    scorer: Scorer = make(images.teacher, chosen, run_dtype, seed)  # type: ignore[arg-type]
+    _begin(out, _meta(kind, chosen, images, split, per_class, seed, run_dtype))
+    chosen_rows = {label: images.split.draw(label, per_class or None, seed) for label in range(len(images.classes))}
+    with tqdm(total=sum(map(len, chosen_rows.values())), desc=f"score {kind}", unit="image", disable=None if progress else True) as bar:
+        for label, positions in chosen_rows.items():
+            file = out / "classes" / f"{folder(label)}.npz"
+            if len(positions) and not file.exists():
+                _write_npz(file, _scored(images, positions, scorer, workers, bar))
+            else:
+                bar.update(len(positions))
+    return _finish(out, images, kind, file_format)
+
+
+def _meta(kind: str, options: Any, images: Images, split: str, per_class: int, seed: int, dtype: torch.dtype) -> dict[str, Any]:
+    """score.json: all that decides the numbers."""
+    facts = images.teacher.facts
+    return {
+        "score": kind,
+        "version": __version__,
+        "options": asdict(options),
+        "data": {"name": images.name, "spec": images.spec, "split": split, "classes": list(images.classes)},
+        "per_class": per_class,
+        "seed": seed,
+        "dtype": str(dtype).removeprefix("torch."),
+        "teacher": {"name": facts.name, "hash": facts.hash, "spec": facts.spec},
+    }
+
+
+def _scored(images: Images, positions: np.ndarray, scorer: Scorer, workers: int, bar: Any) -> dict[str, np.ndarray]:
+    """The rows of one class."""
+    parts: list[dict[str, np.ndarray]] = []
+    skipped: list[str] = []
+    for start in range(0, len(positions), AT_ONCE):
+        asked = positions[start : start + AT_ONCE]
+        pixels, there, broken = readable(images.split, asked, images.teacher.facts.size, workers, tell=True)
+        skipped += broken
+        if len(there):
+            names = [images.split.names[i] for i in there]
+            labels = torch.from_numpy(images.split.labels[there])
+            rows = scorer(pixels, labels, names)
+            parts.append({"name": np.array(names), "label": labels.numpy(), "position": there, **rows})
+        bar.update(len(asked))
+    keys = parts[0] if parts else ()
+    return {"skipped": np.array(skipped, dtype=str), **{key: np.concatenate([part[key] for part in parts]) for key in keys}}
+
+
+def shapley_of(teacher: Teacher, options: ShapleyOptions, dtype: torch.dtype, seed: int) -> Scorer:
+    """Maps of the label's payoff; the score is their sum, what the whole image adds to the payoff of the mean colour."""
+    size = teacher.facts.size
+    made = PatchShapley(
+        teacher.net,
+        (3, size, size),
+        grid=options.grid,
+        design=options.design,
+        evaluations=options.evaluations or None,
+        payoff=options.payoff,
+        dtype=dtype,
+        generator=torch.Generator().manual_seed(seed % 2**63),  # of a design that is drawn once for all images
+    )
+
+    def of(images: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:
+        x, targets = teacher.normalise(images), labels.to(teacher.device)
+        if not made.redrawn:
+            heat = made(x, targets)
+        else:  # drawn anew for each file, whatever stands beside it
+            own = [file_generator(seed, int(label), name) for label, name in zip(labels, names, strict=True)]
+            heat = torch.cat([made(x[i : i + 1], targets[i : i + 1], generator=generator) for i, generator in enumerate(own)])
+        return {"score": heat.double().sum((1, 2)).float().cpu().numpy(), "heat": heat.cpu().numpy()}
+
+    return of
+
+
+def norms_of(teacher: Teacher, options: GradNormOptions, dtype: torch.dtype, seed: int) -> Scorer:
+    """Norm of each image's loss gradient."""
+
+    def of(images: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:
+        norms = grad_norms(teacher.net, teacher.normalise(images), labels.to(teacher.device), layers=options.layers)
+        return {"score": norms.cpu().numpy()}
+
+    return of
+
+
+def _begin(out: Path, meta: dict[str, Any]) -> None:
+    """Start or go on. Raises `InputError` where something else stands."""
+    file = out / "score.json"
+    if not file.exists():
+        if out.is_file() or (out.is_dir() and any(out.iterdir())):
+            raise InputError(f"{out} exists and holds no scores: choose a new or empty folder")
+        try:
+            write_bytes(file, encode(meta))
+        except OSError as error:
+            raise InputError(f"{out} cannot be written: {error.strerror}") from error
+        return
+    try:
+        have = json.loads(file.read_text())
+        differs = [key for key in meta if have[key] != meta[key]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is not that of scores ({type(error).__name__}: {error})") from error
+    if differs:
+        raise InputError(f"{out} holds scores made with another {', '.join(differs)}: choose another folder")
+
+
+def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    buffer = BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, buffer.getvalue())
+
+
+def _finish(out: Path, images: Images, kind: str, file_format: str) -> dict[str, Any]:
+    """All rows in one file, the pictures, and what to say."""
+    parts, skipped = [], []
+    for file in sorted((out / "classes").glob("*.npz")):
+        with np.load(file, allow_pickle=False) as arrays:
+            skipped += arrays["skipped"].tolist()
+            if "score" in arrays.files:
+                parts.append({key: arrays[key] for key in arrays.files if key != "skipped"})
+    if not parts:
+        raise InputError(f"none of {len(skipped)} images can be read, such as {skipped[0]}")
+    rows = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    skipped_names = np.array(skipped, dtype=str)
+    file = out / f"scores.{file_format}"
+    if file_format == "npz":
+        _write_npz(file, {**rows, "classes": np.array(images.classes), "skipped": skipped_names})
+    else:
+        write_bytes(file, as_csv(rows, images.classes).encode())
+    drawn = sheets.draw(kind, rows, images.classes, images.split.read)
+    for name, data in drawn.items():
+        write_bytes(out / name, data)
+    values = rows["score"]
+    return {
+        "scores": str(file),
+        "pictures": [str(out / name) for name in drawn],
+        "images": len(values),
+        "skipped": skipped,
+        "lowest": float(values.min()),
+        "median": float(np.median(values)),
+        "highest": float(values.max()),
+    }
+
+
+def as_csv(rows: dict[str, np.ndarray], classes: Sequence[str]) -> str:
+    """A line for each image: file, label, class, score, and its map row by row (phi_0_0, phi_0_1, ...)."""
+    heat = rows.get("heat")
+    cells = [] if heat is None else [f"phi_{r}_{c}" for r in range(heat.shape[1]) for c in range(heat.shape[2])]
+    buffer = StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["file", "label", "class", "score", *cells])
+    for i, (file, label, value) in enumerate(zip(rows["name"], rows["label"], rows["score"], strict=True)):
+        own = [] if heat is None else [repr(float(v)) for v in heat[i].ravel()]
+        writer.writerow([file, label, classes[label], repr(float(value)), *own])
+    return buffer.getvalue()

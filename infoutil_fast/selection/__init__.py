@@ -1,0 +1,1 @@
+"""What the training-free methods share: windows ranked, chosen, stitched."""

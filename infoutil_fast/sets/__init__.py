@@ -1,0 +1,1 @@
+"""A distilled set on disk: written, read, reported."""

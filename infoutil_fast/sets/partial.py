@@ -1,0 +1,103 @@
+"""What is on disk of a distilled set, finished or not, as the report reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infoutil_fast.data import Source, Split
+from infoutil_fast.sets import store
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is on disk of a distilled set, finished or not."""
+
+    path: Path
+    meta: dict[str, Any]
+    classes: tuple[str, ...]
+    done: tuple[int, ...]  # labels of the finished classes
+    shown: tuple[int, ...]  # those that the page draws
+
+    def images(self, label: int) -> list[Path]:
+        return sorted((self.path / "images" / store.folder(label)).glob("*.png"))
+
+    def sizes(self, label: int) -> tuple[int, int]:
+        """Bytes of a class's images and of its labels (0 where there are none)."""
+        labels = self.path / "labels" / f"{store.folder(label)}.safetensors"
+        return sum(file.stat().st_size for file in self.images(label)), labels.stat().st_size if labels.is_file() else 0
+
+    def scores(self, label: int, *keys: str) -> list[np.ndarray] | None:
+        """Arrays of scores/<class>.npz; None when the file or one of `keys` is missing or cannot be read."""
+        try:
+            with np.load(self.path / "scores" / f"{store.folder(label)}.npz", allow_pickle=False) as arrays:
+                return [arrays[key] for key in keys]
+        except Exception:  # zipfile, zlib and numpy raise many kinds on damaged files
+            return None
+
+
+def read(path: Path, limit: int) -> Found:
+    """The set in folder `path`, `limit` of its classes to be shown; raises `InputError` when there is none or meta.json is damaged."""
+    meta = store.read_meta(path)
+    classes = store.class_names(path, meta)
+    done = tuple(i for i in range(len(classes)) if store.is_done(path, i) and any((path / "images" / store.folder(i)).glob("*.png")))
+    shown = tuple(done[i] for i in spaced(len(done), limit))
+    return Found(path, meta, classes, done, shown)
+
+
+def spaced(count: int, limit: int) -> list[int]:
+    """At most `limit` of range(count), evenly spaced, first and last among them."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, limit))})
+
+
+def lines(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """The objects of a JSON-lines file, and a remark about lines that cannot be read (a run may have been killed while writing)."""
+    rows, bad = [], 0
+    for line in filter(str.strip, path.read_text("utf-8", "replace").split("\n") if path.is_file() else []):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        rows += [row] if isinstance(row, dict) else []
+        bad += not isinstance(row, dict)
+    return rows, f"{bad} unreadable line{'s' * (bad > 1)} of {path.name} left out." if bad else ""
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:
+    """Nested keys joined by dots; of long lists the beginning and the length."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            listed = ", ".join(map(str, value[:12]))
+            yield prefix + key, f"{listed}, … ({len(value)} in all)" if len(value) > 12 else listed
+        else:
+            yield prefix + key, value
+
+
+def is_image(split: Split, position: int, name: str) -> bool:
+    """Whether the source still has that image at that position."""
+    return 0 <= position < len(split.names) and (split.names[position] == name or split.names[position].endswith(f"/{name}"))
+
+
+def hits(path: Path, source: Source) -> float | None:
+    """The share of kept windows whose centre lies inside the object's box; None when the source has no boxes or no window was kept."""
+    boxes, found = source.train.boxes, read(Path(path), 1)
+    if boxes is None:
+        return None
+    inside: list[np.ndarray] = []
+    for label in found.done:
+        arrays = found.scores(label, "image", "name", "top", "left", "size")
+        if arrays is None:
+            continue
+        image, name, top, left, size = arrays
+        known = np.array([is_image(source.train, i, n) for i, n in zip(image, name, strict=True)], bool)
+        y, x = (top + size / 2)[known], (left + size / 2)[known]
+        box = boxes[image[known]]  # [n, 4] top, left, bottom, right
+        inside.append((box[:, 0] <= y) & (y < box[:, 2]) & (box[:, 1] <= x) & (x < box[:, 3]))
+    return float(np.concatenate(inside).mean()) if sum(map(len, inside)) else None

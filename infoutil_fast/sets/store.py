@@ -1,0 +1,208 @@
+"""A distilled set on disk: write, resume, read. CONTRIBUTING.md describes the folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from infoutil_fast.data import decode
+from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.types import ClassShard, InputError, one_of
+
+FORMAT = 1
+PIXELS = "pixels.safetensors"  # float images of a class, where the .png are only their rounding
+JOINT = ("state.pt", "images_best.pt", "labels_best.pt", "lr_best.pt", "losses.csv", "zca.safetensors")  # of methods over all classes
+ITERATES = "iterates"  # folder of the iterates that they keep: NNNNN.pt with images, labels, lr after so many iterations
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The meta.json of a set. Raises `InputError` for a folder that is not a set."""
+    file = path / "meta.json"
+    if not file.is_file():
+        what = "does not exist" if not path.exists() else "has no meta.json"
+        raise InputError(f"{path} is not a distilled set: it {what}")
+    try:
+        meta = json.loads(file.read_text())
+        known = meta["format"] == FORMAT
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{file} is not the meta.json of a distilled set ({type(error).__name__}: {error})") from error
+    if not known:
+        raise InputError(f"{path} has format {meta['format']}, this version reads format {FORMAT}")
+    return dict(meta)
+
+
+def begin(path: Path, meta: dict[str, Any], overwrite: bool) -> None:
+    """Start a set or go on with it. Raises `InputError` where something else stands there; only `overwrite` replaces a set."""
+    begun = path / "meta.json"
+    foreign = path.is_file() or (path.is_dir() and any(not file.name.startswith(begun.name) for file in path.iterdir()))
+    if foreign and not begun.exists():  # asked in this order: another rank may be beginning just now
+        raise InputError(f"{path} exists and is not a distilled set: choose a new or empty folder")
+    if begun.exists() and not overwrite:
+        have = read_meta(path)
+        differs = [key for key in meta if have.get(key) != meta[key]]
+        if differs:
+            inner = [k for k in meta["config"] if have.get("config", {}).get(k) != meta["config"][k]] if "config" in differs else []
+            what = ", ".join([*(k for k in differs if k != "config"), *inner])
+            raise InputError(f"{path} holds a set made with another {what}: choose another folder, or --overwrite to replace it")
+        return
+    if begun.exists():
+        read_meta(path)  # refuses what is no set
+        _clear(path)
+    try:
+        write_bytes(path / "meta.json", encode(meta))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _clear(path: Path) -> None:
+    """Remove a set, and nothing else that lies beside it."""
+    for name in ("scores", "images", "labels", ITERATES):  # the scores first: without them a class counts as unfinished
+        if (path / name).exists():
+            shutil.rmtree(path / name)
+    reports = ("report.html", "report-gallery.png", "report-scores.png", "report-windows.png")
+    for name in ("timings.jsonl", "evaluations.jsonl", *reports, *JOINT, "meta.json"):
+        (path / name).unlink(missing_ok=True)
+
+
+def encode(meta: dict[str, Any]) -> bytes:
+    return (json.dumps(meta, indent=1) + "\n").encode()
+
+
+def folder(label: int) -> str:
+    return f"{label:05d}"
+
+
+def is_done(path: Path, label: int) -> bool:
+    """A class is finished when its scores, written last, are there."""
+    return (path / "scores" / f"{folder(label)}.npz").exists()
+
+
+def write_class(path: Path, shard: ClassShard, names: tuple[str, ...], pool: list[str], rank: int, skipped: Sequence[str] = ()) -> None:
+    """Write one class; `names` are those of the source's training images, `skipped` those of the pool that could not be decoded.
+
+    The scores come last: they mark the class as finished.
+    """
+    for i, image in enumerate(shard.images):
+        buffer = BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+        write_bytes(path / "images" / folder(shard.label) / f"{i:05d}.png", buffer.getvalue())
+    if shard.pixels is not None:
+        write_bytes(path / "images" / folder(shard.label) / PIXELS, save({"pixels": shard.pixels.contiguous()}))
+    write_bytes(path / "labels" / f"{folder(shard.label)}.safetensors", save({"soft": shard.soft.half().contiguous()}))
+    line: dict[str, Any] = {"label": shard.label, "rank": rank, "seconds": shard.seconds, "peak_bytes": shard.peak_bytes}
+    if skipped:
+        line["skipped"] = list(skipped)
+    with open(path / "timings.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+    w = shard.windows
+    arrays: dict[str, Any] = {"image": w.image, "name": np.array([names[i] for i in w.image]), "top": w.top, "left": w.left, "size": w.size}
+    arrays.update(score=shard.scores, pool=np.array(pool), **shard.extra)
+    buffer = BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(path / "scores" / f"{folder(shard.label)}.npz", buffer.getvalue())
+
+
+def class_names(path: Path, meta: dict[str, Any]) -> tuple[str, ...]:
+    """The classes that a set's meta.json names; `InputError` where it names none."""
+    source = meta.get("source")
+    if not isinstance(source, dict) or not isinstance(source.get("classes"), list) or not source["classes"] or "method" not in meta:
+        raise InputError(f"{path / 'meta.json'} is not that of a distilled set: it needs a method and a source with classes")
+    return tuple(map(str, source["classes"]))
+
+
+def _tensor(file: Path, key: str, dimensions: int) -> Tensor:
+    try:
+        found = load_file(file)[key]
+    except Exception as error:  # the reader's and the disk's; named
+        raise InputError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
+    if found.dim() != dimensions or not found.is_floating_point():
+        raise InputError(f"{file}: {key} is {list(found.shape)} {found.dtype}, needed are {dimensions} dimensions of floats")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class DistilledSet(Dataset[tuple[Any, Any]]):
+    """PIL images with a label each, class by class; `labels` says which: an int, or float32 logits [k, C]."""
+
+    path: Path
+    meta: dict[str, Any]
+    files: tuple[Path, ...]
+    hard: Tensor  # [n] int64
+    soft: Tensor  # [n, k, C] float32 teacher logits of the k windows of each image
+    labels: str
+    transform: Callable[[Any], Any] | None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        image: Any = Image.fromarray(decode.read(self.files[index]))
+        if self.transform is not None:
+            image = self.transform(image)
+        return image, int(self.hard[index]) if self.labels == "hard" else self.soft[index]
+
+    def pixels(self) -> Tensor:
+        """All images, uint8 [n, 3, S, S]; raises `InputError` for a damaged one."""
+        arrays = [decode.read(file) for file in self.files]
+        if odd := next((file for file, array in zip(self.files, arrays, strict=True) if array.shape != arrays[0].shape), None):
+            raise InputError(f"{odd} has another size than {self.files[0]}")
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+    def floats(self) -> Tensor | None:
+        """Float32 pixels [n, 3, S, S] as the student sees them; None for a set whose images are all there is.
+
+        Raises `InputError` for a damaged file.
+        """
+        wanted = sorted({file.parent for file in self.files})
+        if not all((own / PIXELS).is_file() for own in wanted):
+            return None
+        held = {own: _tensor(own / PIXELS, "pixels", 4) for own in wanted}
+        first = held[wanted[0]]
+        for file in self.files:
+            own = held[file.parent]
+            if not file.stem.isdecimal() or int(file.stem) >= len(own) or own.shape[1:] != first.shape[1:]:
+                raise InputError(f"{file} has no pixels of its own among the {list(own.shape)} in {PIXELS}")
+        return torch.stack([held[file.parent][int(file.stem)] for file in self.files])
+
+
+def load(path: str | Path, labels: str = "hard", transform: Callable[[Any], Any] | None = None) -> DistilledSet:
+    """A finished set as a torch `Dataset` of (PIL image, label).
+
+    labels: "hard" gives the class number, "soft" the teacher's logits [k, C] float32 of the image's k windows.
+    transform: applied to each PIL image. Raises `InputError` for a folder that is not a set, and for one that is not finished.
+    """
+    path = Path(path)
+    one_of("labels", labels, ("hard", "soft"))
+    meta = read_meta(path)
+    classes = class_names(path, meta)
+    missing = [label for label in range(len(classes)) if not is_done(path, label)]
+    if missing:
+        raise InputError(
+            f"{path} is not finished: {len(missing)} classes are missing, first {missing[0]}; run the same distill command again"
+        )
+    files: list[Path] = []
+    hard: list[int] = []
+    soft: list[Tensor] = []
+    for label in range(len(classes)):
+        own = sorted((path / "images" / folder(label)).glob("*.png"))
+        logits = _tensor(path / "labels" / f"{folder(label)}.safetensors", "soft", 3).float()
+        if len(own) != len(logits):
+            raise InputError(f"{path}: class {label} has {len(own)} images and {len(logits)} labels")
+        if logits.shape[1:] != (soft[0].shape[1] if soft else logits.shape[1], len(classes)):
+            raise InputError(f"{path}: the labels of class {label} are {list(logits.shape)}, for {len(classes)} classes")
+        files += own
+        hard += [label] * len(own)
+        soft.append(logits)
+    return DistilledSet(path, meta, tuple(files), torch.tensor(hard), torch.cat(soft), labels, transform)

@@ -1,0 +1,1 @@
+"""What the optimising methods share: experts, synthetic images, gradients of matching."""

@@ -1,0 +1,212 @@
+"""Expert trajectories: the same bytes after a kill, rows read alone, and the public codes' buffers there and back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from infoutil_fast.cli import main
+from infoutil_fast.data import Source, Split
+from infoutil_fast.models import nets
+from infoutil_fast.synthesis import train_experts as module
+from infoutil_fast.synthesis.experts import ExpertRecipe, Experts, open_experts
+from infoutil_fast.synthesis.replay_buffers import export_buffers, import_buffers, read_buffer
+from infoutil_fast.synthesis.train_experts import disk_bytes, train_experts
+from infoutil_fast.types import InputError
+
+RECIPE = ExpertRecipe(net="convnet2-w5-in", experts=3, epochs=2, lr=0.1, batch=20, size=16)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def few(digits: Source) -> Source:
+    """131 digits."""
+    split, keep = digits.train, 131
+    return replace(digits, train=Split(split.names[:keep], split.labels[:keep], split.read))
+
+
+@pytest.fixture(scope="module")
+def trained(few, tmp_path_factory) -> Experts:
+    return train_experts(few, RECIPE, tmp_path_factory.mktemp("experts") / "all", device=CPU, progress=False)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def test_what_is_on_disk_is_what_was_told_beforehand(trained, few):
+    files = contents(trained.path)
+    assert sorted(files) == [*(f"expert{i:04d}.safetensors" for i in range(3)), "meta.json"]
+    told = disk_bytes(RECIPE, 10, 16)
+    assert told == 3 * 3 * sum(p.numel() for p in trained.inner.net.parameters()) * 4
+    have = sum(len(data) for name, data in files.items() if name != "meta.json")
+    assert 0 <= have - told < 3 * 512, "the tensors and their small headers"
+    half = disk_bytes(replace(RECIPE, keep="float16"), 10, 16)
+    assert half * 2 == told
+    assert disk_bytes(ExpertRecipe(), 10, 32) == 100 * 51 * 320_010 * 4
+
+
+def test_an_epoch_is_plain_sgd(few, tmp_path):
+    """Without augmentation: one step on the whole set is theta - lr times the gradient of the mean loss."""
+    recipe = replace(RECIPE, experts=1, epochs=1, batch=len(few.train), augment="")
+    made = train_experts(few, recipe, tmp_path / "one", device=CPU, progress=False)
+    net = nets.build(recipe.net, 10, 16)
+    torch.nn.utils.vector_to_parameters(made.parameters(0, 0), net.parameters())
+    x = made.view.see(few.train.batch(range(len(few.train)), 16))
+    F.cross_entropy(net(x), torch.from_numpy(few.train.labels)).backward()
+    slope = torch.cat([p.grad.flatten() for p in net.parameters()])
+    torch.testing.assert_close(made.parameters(0, 1), made.parameters(0, 0) - 0.1 * slope, rtol=1e-4, atol=1e-6)
+
+
+def test_experts_learn_and_differ(few, tmp_path):
+    recipe = replace(RECIPE, net="convnet2-w16-in", experts=2, epochs=12)
+    made = train_experts(few, recipe, tmp_path / "learn", device=CPU, progress=False)
+    x, labels = few.val.batch(range(200), 16), torch.from_numpy(few.val.labels[:200])
+    right = [float((made.logits(x, epoch=epoch).argmax(1) == labels).float().mean()) for epoch in (0, 12)]
+    assert right[1] > 0.4 > right[0], right
+    assert not torch.equal(made.parameters(0, 0), made.parameters(1, 0))
+
+
+@pytest.mark.parametrize("at", [1, 3, 4])
+def test_same_bytes_after_an_interruption(at, trained, few, tmp_path, monkeypatch):
+    real, calls = module.one_epoch, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == at + 1:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(module, "one_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_experts(few, RECIPE, tmp_path / "cut", device=CPU, progress=False)
+    monkeypatch.setattr(module, "one_epoch", real)
+    for rows in (tmp_path / "cut").glob("*.rows"):
+        with open(rows, "ab") as file:
+            file.write(b"half a row")
+    train_experts(few, RECIPE, tmp_path / "cut", device=CPU, progress=False)
+    assert contents(tmp_path / "cut") == contents(trained.path)
+
+
+def test_no_global_randomness_is_used(few, trained, tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    again = train_experts(few, RECIPE, tmp_path / "again", device=CPU, progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert contents(again.path) == contents(trained.path)
+    assert again.facts.hash == trained.facts.hash
+
+
+def test_ranks_share_the_experts(few, trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        train_experts(few, RECIPE, tmp_path / "ranks", device=CPU, progress=False)
+    assert contents(tmp_path / "ranks") == contents(trained.path)
+
+
+def test_float16_is_a_rounding_of_what_is_kept(few, trained, tmp_path):
+    half = train_experts(few, replace(RECIPE, keep="float16"), tmp_path / "half", device=CPU, progress=False)
+    for epoch in range(3):
+        assert torch.equal(half.parameters(1, epoch), trained.parameters(1, epoch).half().float())
+
+
+def test_whitened_experts_keep_their_whitening(few, tmp_path):
+    recipe = replace(RECIPE, zca=True, experts=1, size=8)
+    made = train_experts(few, recipe, tmp_path / "zca", device=CPU, progress=False)
+    x = few.train.batch(range(len(few.train)), 8)
+    seen = made.view.see(x)
+    torch.testing.assert_close(seen.mean(0), torch.zeros(3, 8, 8), atol=1e-4, rtol=0)
+    assert torch.equal(made.view.unsee(seen), x)
+    size = (made.path / "zca.safetensors").stat().st_size + (made.path / "expert0000.safetensors").stat().st_size
+    assert 0 <= size - disk_bytes(recipe, 10, 8) < 1024
+
+
+def test_buffers_there_and_back(few, trained, tmp_path):
+    files = export_buffers(trained, tmp_path, per_file=2)
+    assert [file.name for file in files] == ["replay_buffer_0.pt", "replay_buffer_1.pt"]
+    held = torch.load(files[0], weights_only=True)
+    assert (len(held), len(held[0])) == (2, 3)
+    assert [p.shape for p in held[0][0]] == [p.shape for p in trained.inner.net.parameters()]
+    back = import_buffers(tmp_path, few, RECIPE, tmp_path / "back")
+    assert (len(back), back.epochs) == (3, 2)
+    for expert in range(3):
+        assert torch.equal(back.parameters(expert, 1), trained.parameters(expert, 1))
+
+
+def test_buffers_of_parameters_and_of_half_precision_are_read(few, tmp_path):
+    """Some public codes save nn.Parameter objects."""
+    net = nets.build("convnet1-w2-in", 10, 8)
+    torch.save([[[torch.nn.Parameter(p.detach().half()) for p in net.parameters()] for _ in range(3)]], tmp_path / "replay_buffer_0.pt")
+    made = import_buffers(tmp_path, few, ExpertRecipe(net="convnet1-w2-in", size=8), tmp_path / "made")
+    assert torch.equal(made.parameters(0, 2), torch.cat([p.detach().half().float().flatten() for p in net.parameters()]))
+
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path("owned"),)
+
+
+@pytest.mark.parametrize("bad", ["code", "truncated", "form", "net"])
+def test_bad_buffers_are_refused(bad, few, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = export_buffers(trained, tmp_path)[0]
+    if bad == "code":
+        torch.save([[[Evil()]]], file)
+    elif bad == "truncated":
+        file.write_bytes(file.read_bytes()[:-500])
+    elif bad == "form":
+        torch.save({"a": 1}, file)
+    recipe = replace(RECIPE, net="convnet2-w7-in") if bad == "net" else RECIPE
+    with pytest.raises(InputError, match="replay_buffer_0"):
+        import_buffers(tmp_path, few, recipe, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+    assert not (tmp_path / "owned").exists()
+    if bad == "net":
+        assert read_buffer(file, list(trained.inner.shapes.values()))[0].shape == (3, len(trained.parameters(0, 0)))
+
+
+def test_what_does_not_fit_is_refused(few, trained, tmp_path):
+    for changes, words in (
+        ({"lr": 0.2}, "another lr"),
+        ({"size": 8}, "another size"),
+        ({"net": "convnet2-w5"}, "without batch norm"),
+    ):
+        with pytest.raises(InputError, match=words):
+            train_experts(few, replace(RECIPE, **changes), trained.path, device=CPU, progress=False)
+    with pytest.raises(InputError, match="make them with"):
+        Experts(tmp_path)
+    with pytest.raises(InputError, match="not finite after epoch 1"):
+        train_experts(few, replace(RECIPE, lr=1e30), tmp_path / "wild", device=CPU, progress=False)
+    with pytest.raises(InputError, match="float32, float16"):
+        ExpertRecipe(keep="int8")
+    with pytest.raises(InputError, match="has 10 classes, digits has 9"):
+        open_experts(str(trained.path), replace(few, classes=few.classes[:9]), CPU)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds no experts"):
+        train_experts(few, RECIPE, tmp_path, device=CPU, progress=False)
+
+
+def test_too_little_disk_is_refused_before_anything_is_written(few, tmp_path):
+    with pytest.raises(InputError, match="GB free"):
+        train_experts(few, replace(RECIPE, experts=10**10), tmp_path / "out", device=CPU, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_command(tmp_path, capsys):
+    words = ["--net", "convnet1-w2-in", "--experts", "2", "--epochs", "1", "--size", "8", "--batch", "500", "--json", "--quiet"]
+    assert main(["experts", "digits", str(tmp_path / "e"), *words, "--dry-run"]) == 0
+    size = json.loads(capsys.readouterr().out)["disk_bytes"]
+    assert not (tmp_path / "e").exists()
+    assert main(["experts", "digits", str(tmp_path / "e"), *words, "--to-buffers", str(tmp_path / "b")]) == 0
+    assert json.loads(capsys.readouterr().out) == {"experts": 2, "epochs": 1}
+    assert size <= sum(file.stat().st_size for file in (tmp_path / "e").glob("*.safetensors"))
+    assert main(["experts", "digits", str(tmp_path / "f"), *words, "--from-buffers", str(tmp_path / "b")]) == 0
+    ours, theirs = Experts(tmp_path / "e"), Experts(tmp_path / "f")
+    np.testing.assert_array_equal(ours.parameters(1, 1), theirs.parameters(1, 1))
