@@ -14,8 +14,8 @@ from infoutil_fast.cli.options import add_options
 from infoutil_fast.models.import_checkpoint import NORMALISATIONS
 from infoutil_fast.pipeline.export_rded import LAYOUTS
 from infoutil_fast.scoring.score_images import FORMATS, KINDS
+from infoutil_fast.sets.labels import KINDS as LABELS
 from infoutil_fast.synthesis.experts import ExpertRecipe
-from infoutil_fast.training.evaluation import LABELS
 from infoutil_fast.training.recipes import RECIPES, StudentRecipe
 from infoutil_fast.training.teaching import EARLY, Recipe
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from infoutil_fast.types import InputError, first_line
+
 
 def flip(images: Tensor, generator: Generator) -> Tensor:
     """Mirror each image left to right with probability one half."""
@@ -95,3 +97,21 @@ def cutmix(images: Tensor, generator: Generator, alpha: float = 1.0) -> tuple[Te
     other = torch.randperm(len(images), generator=generator)
     mixed[:, :, top:bottom, left:right] = images[other, :, top:bottom, left:right]
     return mixed, other, 1 - (bottom - top) * (right - left) / (h * w)
+
+
+POLICIES = ("randaugment", "autoaugment")
+
+
+def by_policy(images: Tensor, policy: str, generator: Generator) -> Tensor:
+    """RandAugment (2 operations of magnitude 9) or CIFAR-10's AutoAugment of torchvision, each image on its own: uint8 [N, C, H, W].
+
+    torchvision draws from torch's global numbers: they are seeded from `generator` and put back. Raises `InputError` without torchvision.
+    """
+    try:
+        from torchvision import transforms
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        raise InputError(f"augment {policy!r} is that of torchvision, which does not load ({first_line(error)}): leave it out") from error
+    made = transforms.RandAugment() if policy == "randaugment" else transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        return torch.stack([made(image) for image in images])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import platform
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,27 @@ from tqdm import tqdm
 
 from infoutil_fast.data import IMAGENET, Source, open_source
 from infoutil_fast.data.feed import Pixels
-from infoutil_fast.models.teacher import load_teacher
+from infoutil_fast.models.teacher import Teacher, load_teacher
 from infoutil_fast.pixels.views import Zca
 from infoutil_fast.runtime.device import choose_device, choose_dtype
 from infoutil_fast.sets import store
+from infoutil_fast.sets.labels import KINDS, HardLabels, Labels, OnlineLabels, SoftLabels
 from infoutil_fast.training import matching_student, rded_students
 from infoutil_fast.training.recipes import RDED_CODE, StudentRecipe, complete
-from infoutil_fast.training.student import Bench, late_epochs, train_matched, train_student
+from infoutil_fast.training.student import StudentTask, late_epochs, train_matched, train_student
 from infoutil_fast.training.teaching import accuracy
 from infoutil_fast.types import InputError, one_of
 
-LABELS = ("online", "soft", "hard")
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Opened and checked: what the students learn from, by which recipe, and what they are tested on."""
+
+    have: store.DistilledSet
+    task: StudentTask
+    recipe: StudentRecipe
+    test: Pixels
+    teachers: tuple[Teacher, ...]  # that look on while the students learn
 
 
 def evaluate(
@@ -52,92 +63,143 @@ def evaluate(
 
     seed: of the first student, the others follow. ipc: use the first so many images of each class; images are stored best
     first, so at factor 1 that is the set of that ipc. labels: "online" (the teacher labels every augmented, mixed
-    batch), "soft" (stored logits), "hard". recipe: "rded", "fixed" (cosine to zero, one batch-norm update), "rded-code" (all that
-    RDED's public code does besides, in float32, and the best of test) or "matching" (learned step size and DSA; labels soft or
-    hard), with `changes` of its fields (epochs=30). teacher, source: others than those the set was made with. best_of_test: also
-    report the best of RDED's late epochs (every tenth of the last fifth), which peeks at the test set, under that name.
+    batch), "soft" (stored logits), "hard". recipe: "rded", "fixed" (cosine to zero, one batch-norm update), "strong" (EDC's),
+    "rded-code" (all that RDED's public code does besides, in float32, and the best of test) or "matching" (learned step size and DSA;
+    labels soft or hard), with `changes` of its fields (epochs=30). teacher, source: others than those the set was made with; several
+    teachers, joined by commas, give the mean of their logits. best_of_test: also report the best of RDED's late epochs (every tenth of
+    the last fifth), which peeks at the test set, under that name.
 
     Returns, and appends to the set's evaluations.jsonl, accuracies in [0, 1]: `last` by seed, their `mean` and `std` (n - 1).
     Raises `InputError` for a folder that is no finished set, unknown names, or a teacher that does not fit.
     """
-    have = first_of_class(store.load(path), ipc)
-    one_of("labels", labels, LABELS)
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, not {seeds}")
-    about = have.meta["label_teacher"] or have.meta["teacher"]
-    code = recipe == RDED_CODE
-    rded = {"student": student, "teacher": about["name"], "classes": len(have.meta["source"]["classes"]), "size": have.meta["size"]}
-    chosen = complete(recipe, changes, ipc or have.meta["ipc"], len(have), rded)
-    where = choose_device(device)
-    opened = source if isinstance(source, Source) else open_source(source or have.meta["source"]["spec"])
-    if opened.classes != tuple(have.meta["source"]["classes"]):
-        raise InputError(f"{opened.name} has other classes than the set at {path}")
-    whitening = Path(path) / "zca.safetensors"
-    if whitening.is_file() and chosen.optimiser != "sgd":
-        raise InputError(f"{path} is whitened: recipe matching keeps it so, {recipe!r} does not")
-    if labels == "online" and chosen.optimiser == "sgd":
-        raise InputError("recipe matching has no on-line teacher: labels soft or hard")
-    if chosen.optimiser == "sgd" and not chosen.lr:
-        chosen = replace(chosen, lr=matching_student.learned_lr(Path(path)))
-    oracle = load_teacher(teacher or about["spec"], opened, where) if labels == "online" else None
-    if oracle and not teacher and oracle.facts.hash != about["hash"]:
-        raise InputError(f"{about['spec']} is no longer the teacher of {path} (its weights changed): name one with --teacher")
-    constants = IMAGENET if chosen.imagenet_stats else (oracle.facts.mean, oracle.facts.std) if oracle else (opened.mean, opened.std)
-    bench = Bench(
-        have.pixels(),
-        have.hard,
-        have.soft,
-        len(opened.classes),
-        have.meta["factor"],
-        *constants,
-        oracle,
-        labels,
-        where,
-        choose_dtype("float32" if code and dtype == "auto" else dtype, where),
-        Zca.load(whitening).to(where) if whitening.is_file() else None,
-        have.floats(),
-    )
-    val = rded_students.first_of_each(opened.val, chosen.test_per_class) if chosen.test_per_class else opened.val
-    test = Pixels(rded_students.resized_test(val, have.meta["size"]) if chosen.resized_test else val, have.meta["size"], workers)
-    tested = late_epochs(chosen.epochs) if best_of_test or code else {chosen.epochs}
+    have = first_of_class(store.load(path), ipc)
+    asked = prepare_students(have, student, ipc or have.meta["ipc"], labels, recipe, changes, teacher, source, device, dtype, workers)
+    peeks = best_of_test or recipe == RDED_CODE
     start = time.perf_counter()
-    last, best = [], []
-    with tqdm(total=seeds * chosen.epochs, desc=f"evaluate {student}", unit="epoch", disable=None if progress else True) as bar:
-        for own in range(seed, seed + seeds):
-            watched: list[float] = []
-
-            def watch(epoch: int, net: nn.Module, watched: list[float] = watched) -> None:
-                if epoch in tested:
-                    watched.append(accuracy(lambda x: bench.predict(net, x), test.batches(np.arange(len(test.labels)), 256)))
-                bar.update()
-
-            (train_matched if chosen.optimiser == "sgd" else train_student)(bench, student, chosen, own, watch)
-            last.append(watched[-1])
-            best.append(max(watched))
-            bar.set_postfix(accuracy=f"{last[-1]:.1%}")
+    last, best = students(asked, student, range(seed, seed + seeds), peeks, progress)
     row = {
         "student": student,
         "labels": labels,
         "recipe": recipe if isinstance(recipe, str) else "own",
-        "settings": asdict(chosen),
-        "epochs": chosen.epochs,
-        "teacher": oracle.facts.hash if oracle else None,
+        "settings": asdict(asked.recipe),
+        "epochs": asked.recipe.epochs,
+        "steps": steps(asked),
+        "teacher": ",".join(teacher.facts.hash for teacher in asked.teachers) or None,
         "ipc": ipc or have.meta["ipc"],
         "seeds": list(range(seed, seed + seeds)),
         "last": last,
-        "best": best if best_of_test or code else None,
+        "best": best if peeks else None,
         "mean": float(np.mean(last)),
         "std": float(np.std(last, ddof=1)) if seeds > 1 else None,
-        "test_images": len(test.labels),
+        "test_images": len(asked.test.labels),
         "seconds": round(time.perf_counter() - start, 1),
-        "device": str(where),
-        "dtype": str(bench.dtype).removeprefix("torch."),
+        "device": str(asked.task.device),
+        "dtype": str(asked.task.dtype).removeprefix("torch."),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "date": datetime.date.today().isoformat(),
     }
     with open(Path(path) / "evaluations.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
     return row
+
+
+def prepare_students(
+    have: store.DistilledSet,
+    student: str,
+    ipc: int,
+    labels: str,
+    recipe: str | StudentRecipe,
+    changes: dict[str, Any],
+    teacher: str | None,
+    source: str | Path | Source | None,
+    device: str,
+    dtype: str,
+    workers: int,
+) -> Evaluation:
+    """Open and check everything; arguments as `evaluate`."""
+    one_of("labels", labels, KINDS)
+    meta, path, where = have.meta, have.path, choose_device(device)
+    about = meta["label_teacher"] or meta["teacher"] or {"name": "", "spec": None, "hash": None}
+    rded = {"student": student, "teacher": about["name"], "classes": len(meta["source"]["classes"]), "size": meta["size"]}
+    split = (changes.get("tiles") or getattr(recipe, "tiles", "mosaic")) == "split"
+    chosen = complete(recipe, changes, ipc, len(have) * (meta["factor"] ** 2 if split else 1), rded)
+    opened = source if isinstance(source, Source) else open_source(source or meta["source"]["spec"])
+    if opened.classes != tuple(meta["source"]["classes"]):
+        raise InputError(f"{opened.name} has other classes than the set at {path}")
+    whitening = Path(path) / "zca.safetensors"
+    chosen = fitted(chosen, path, labels, whitening.is_file())
+    teachers = on_line(teacher, about, opened, where, path) if labels == "online" else ()
+    mean, std = (teachers[0].facts.mean, teachers[0].facts.std) if teachers else (opened.mean, opened.std)
+    if chosen.imagenet_stats:
+        mean, std = IMAGENET
+    number = choose_dtype("float32" if recipe == RDED_CODE and dtype == "auto" else dtype, where)
+    kind: Labels = SoftLabels(have.soft)
+    if labels == "online":
+        kind = OnlineLabels(teachers, mean, std, number)
+    elif labels == "hard":
+        kind = HardLabels(have.hard, len(opened.classes))
+    zca = Zca.load(whitening).to(where) if whitening.is_file() else None
+    task = StudentTask(have.pixels(), have.hard, kind, len(opened.classes), meta["factor"], mean, std, where, number, zca, have.floats())
+    val = rded_students.first_of_each(opened.val, chosen.test_per_class) if chosen.test_per_class else opened.val
+    test = Pixels(rded_students.resized_test(val, meta["size"]) if chosen.resized_test else val, meta["size"], workers)
+    return Evaluation(have, task, chosen, test, teachers)
+
+
+def fitted(recipe: StudentRecipe, path: Path, labels: str, whitened: bool) -> StudentRecipe:
+    """The recipe with the set's learned step size where it asks for it; `InputError` where it does not go with the set or its labels."""
+    if whitened and recipe.optimiser != "sgd":
+        raise InputError(f"{path} is whitened: recipe matching keeps it so, optimiser {recipe.optimiser} does not")
+    if labels == "online" and recipe.optimiser == "sgd":
+        raise InputError("recipe matching has no on-line teacher: labels soft or hard")
+    if labels == "hard" and recipe.loss == "mse":
+        raise InputError("loss mse is taken from logits, which labels hard have not: labels soft or online, or loss kl")
+    if recipe.optimiser == "sgd" and not recipe.lr:
+        return replace(recipe, lr=matching_student.learned_lr(Path(path)))
+    return recipe
+
+
+def on_line(asked: str | None, about: dict[str, Any], source: Source, device: torch.device, path: Path) -> tuple[Teacher, ...]:
+    """The teachers asked for, else the one that the set was made with, if it is still the same."""
+    if asked:
+        specs = [asked] if Path(asked).exists() else asked.split(",")
+        return tuple(load_teacher(spec, source, device) for spec in specs)
+    if about["spec"] is None:
+        raise InputError(f"{path} was made without a teacher: labels hard or soft, or a teacher that looks on (--teacher)")
+    teacher = load_teacher(about["spec"], source, device)
+    if teacher.facts.hash != about["hash"]:
+        raise InputError(f"{about['spec']} is no longer the teacher of {path} (its weights changed): name one with --teacher")
+    return (teacher,)
+
+
+def students(asked: Evaluation, name: str, seeds: range, peeks: bool, progress: bool) -> tuple[list[float], list[float]]:
+    """The accuracy of each seed's student after its last epoch, and its best after the epochs in which RDED's code tests."""
+    tested = late_epochs(asked.recipe.epochs) if peeks else {asked.recipe.epochs}
+    train = train_matched if asked.recipe.optimiser == "sgd" else train_student
+    last, best = [], []
+    bar = tqdm(total=len(seeds) * asked.recipe.epochs, desc=f"evaluate {name}", unit="epoch", disable=None if progress else True)
+    with bar:
+        for seed in seeds:
+            right: list[float] = []
+
+            def watch(epoch: int, net: nn.Module, right: list[float] = right) -> None:
+                if epoch in tested:
+                    every = np.arange(len(asked.test.labels))
+                    right.append(accuracy(lambda x: asked.task.predict(net, x), asked.test.batches(every, 256)))
+                bar.update()
+
+            train(asked.task, name, asked.recipe, seed, watch)
+            last.append(right[-1])
+            best.append(max(right))
+            bar.set_postfix(accuracy=f"{last[-1]:.1%}")
+    return last, best
+
+
+def steps(asked: Evaluation) -> int:
+    """Optimiser steps of one student."""
+    pieces = asked.task.factor**2 if asked.recipe.tiles == "split" else 1
+    return asked.recipe.epochs * math.ceil(len(asked.have) * pieces / asked.recipe.batch)
 
 
 def first_of_class(whole: store.DistilledSet, ipc: int | None) -> store.DistilledSet:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from infoutil_fast.pixels import augment, dsa
 from infoutil_fast.training import rded_students
 from infoutil_fast.types import InputError, one_of
+
+TILES = ("mosaic", "split")
+LOSSES = ("kl", "mse")
 
 
 @dataclass(frozen=True)
@@ -22,11 +27,16 @@ class StudentRecipe:
     batch: int = 0  # images a step; 0: 10, 50, 100 from ipc 1, 10, 50 on, doubled from 100 classes on
     lr: float = 1e-3  # at the start; 0 with sgd: the one that the set's method learned
     weight_decay: float = 0.01  # on weights of two and more dimensions
-    schedule: str = "half_cosine"  # half_cosine ends at half the rate (RDED); cosine at zero; step: with sgd
+    schedule: str = "half_cosine"  # half_cosine ends at half the rate (RDED); cosine at zero; halving: after .8, .9, .95; step: with sgd
     bn_updates: int = 2  # running statistics move this often a step (RDED runs each batch forward twice)
     temperature: float = 20.0  # of soft labels; the loss is not multiplied by its square
     cutmix: bool = True  # one box a batch
-    optimiser: str = "adamw"  # adamw; sgd: the matching methods' protocol, DSA, no cutmix, decay on all weights, rate / 10 half way
+    optimiser: str = "adamw"  # adamw; sgd: the matching methods' protocol, no cutmix, decay on all weights, rate / 10 half way
+    tiles: str = "mosaic"  # stitched images: mosaic, seen whole in shuffled patches (RDED); split, taken apart and each enlarged
+    crop_scale: float = 0.0  # least area share of the random resized crops; 1: none; 0: 1 / factor of a mosaic, none of whole images
+    augment: str = ""  # besides flips: groups of DSA joined by _, randaugment or autoaugment (these two by torchvision)
+    loss: str = "kl"  # kl: divergence from the labels; mse: squared error to their logits + .025 cross-entropy (EDC)
+    ema: float = 0.0  # the student tested is the moving average of its weights that keeps this share a step; 0: its last weights
     imagenet_stats: bool = False  # RDED's code: students see ImageNet's mean and deviation, whatever the source's
     float_crops: bool = False  # RDED's code: resized training crops are not rounded to bytes
     decay_named: bool = False  # RDED's code: only tensors called "weight" decay, so no position embedding does
@@ -35,16 +45,26 @@ class StudentRecipe:
     test_per_class: int = 0  # test images of each class, the first ones; 0: all (RDED's code: 50 from 64 px on)
 
 
-RECIPES = {"rded": StudentRecipe(), "fixed": StudentRecipe(schedule="cosine", bn_updates=1)}
-
-
 RDED_CODE = "rded-code"
+RECIPES = {
+    "rded": StudentRecipe(),
+    "fixed": StudentRecipe(schedule="cosine", bn_updates=1),
+    "strong": StudentRecipe(  # EDC, arXiv:2404.13733, table 10: CIFAR-10
+        epochs=1000, batch=25, schedule="halving", bn_updates=1, crop_scale=0.25, augment="randaugment", loss="mse", ema=0.99
+    ),
+    RDED_CODE: StudentRecipe(  # the rest: rded_students.student_settings
+        lr=0.0, imagenet_stats=True, float_crops=True, decay_named=True, default_stem=True, resized_test=True
+    ),
+    # MTT's evaluate_synset: 1000 epochs and one more, at the learned step size (lr 0)
+    "matching": StudentRecipe(1001, 256, 0.0, 5e-4, "step", 1, 1.0, False, "sgd", augment=dsa.STRATEGY),
+}
 
 
 def complete(recipe: str | StudentRecipe, changes: dict[str, Any], ipc: int, images: int, rded: dict[str, Any]) -> StudentRecipe:
     """A recipe with its changes and, where it leaves the batch open, RDED's rule.
 
-    ipc, images: of the set. rded: the arguments of `quirks.student_settings` without ipc: student, teacher, classes, size.
+    ipc, images: of the set; images that are taken apart count piece by piece. rded: the arguments of `rded_students.student_settings`
+    without ipc: student, teacher, classes, size. Raises `InputError` for values that do not go together.
     """
     code = recipe == RDED_CODE
     if isinstance(recipe, str):
@@ -55,14 +75,44 @@ def complete(recipe: str | StudentRecipe, changes: dict[str, Any], ipc: int, ima
     if code and not {"lr", "batch"} <= changes.keys():
         changes = {**rded_students.student_settings(ipc=ipc, **rded), **changes}
     recipe = replace(recipe, **changes)
-    one_of("optimiser", recipe.optimiser, ("adamw", "sgd"))
-    if recipe.optimiser == "sgd" and (recipe.schedule, recipe.cutmix) != ("step", False):
-        raise InputError("optimiser sgd goes with schedule step and without cutmix: take recipe matching")
-    if recipe.optimiser != "sgd" and not recipe.lr > 0:
-        raise InputError(f"lr must be above 0, not {recipe.lr}")
-    if recipe.epochs < 1 or (recipe.optimiser != "sgd" and recipe.schedule not in ("half_cosine", "cosine")):
-        raise InputError(f"epochs must be at least 1 and schedule half_cosine or cosine, not {recipe.epochs} and {recipe.schedule!r}")
-    if recipe.test_per_class < 0:
-        raise InputError(f"test_per_class must be 0 (all) or more, not {recipe.test_per_class}")
+    check(recipe)
     batch = recipe.batch or (100 if ipc >= 50 else 50 if ipc >= 10 else 10) * (2 if rded["classes"] >= 100 else 1)
     return replace(recipe, batch=min(batch, images))
+
+
+def check(recipe: StudentRecipe) -> None:
+    """Raise `InputError` for values that are out of range or do not go together."""
+    one_of("optimiser", recipe.optimiser, ("adamw", "sgd"))
+    one_of("tiles", recipe.tiles, TILES)
+    one_of("loss", recipe.loss, LOSSES)
+    if recipe.augment not in augment.POLICIES:
+        dsa.groups(recipe.augment)
+    if recipe.optimiser == "sgd":
+        check_sgd(recipe)
+    elif not recipe.lr > 0:
+        raise InputError(f"lr must be above 0, not {recipe.lr}")
+    elif recipe.schedule not in SCHEDULES:
+        raise InputError(f"schedule {recipe.schedule!r} is not known; known: {', '.join(SCHEDULES)}, and step with optimiser sgd")
+    if recipe.epochs < 1:
+        raise InputError(f"epochs must be at least 1, not {recipe.epochs}")
+    if recipe.batch < 0 or recipe.test_per_class < 0:
+        name = "batch" if recipe.batch < 0 else "test_per_class"
+        raise InputError(f"{name} must be 0 ({'the rule' if name == 'batch' else 'all'}) or more, not {getattr(recipe, name)}")
+    if not 0 <= recipe.crop_scale <= 1 or not 0 <= recipe.ema < 1:
+        raise InputError(f"crop_scale must be 0 to 1 and ema 0 to below 1, not {recipe.crop_scale} and {recipe.ema}")
+
+
+def check_sgd(recipe: StudentRecipe) -> None:
+    """The matching protocol trains on whole images, with its own schedule and DSA or nothing."""
+    if (recipe.schedule, recipe.cutmix) != ("step", False):
+        raise InputError("optimiser sgd goes with schedule step and without cutmix: take recipe matching")
+    if recipe.augment in augment.POLICIES or recipe.tiles != "mosaic" or recipe.loss != "kl" or recipe.ema or recipe.crop_scale:
+        raise InputError("optimiser sgd goes with augment of DSA's groups or none, and without tiles, crop_scale, loss and ema of its own")
+
+
+# Share of the rate at progress t in [0, 1).
+SCHEDULES = {
+    "half_cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t / 2)),
+    "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),
+    "halving": lambda t: 0.5 ** sum(t >= turn for turn in (0.8, 0.9, 0.95)),
+}

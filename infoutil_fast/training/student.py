@@ -1,45 +1,41 @@
-"""One student of a distilled set: the recipes it may be trained by, what it sees, and the training."""
+"""One student of a distilled set: what it sees of the images, and its training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from infoutil_fast.models import nets
-from infoutil_fast.models.teacher import Teacher
-from infoutil_fast.pixels import augment
+from infoutil_fast.pixels import augment, dsa
 from infoutil_fast.pixels.views import Zca, normalise
 from infoutil_fast.runtime.device import autocast
+from infoutil_fast.sets.labels import Batch, Labels
 from infoutil_fast.training import matching_student, rded_students
-from infoutil_fast.training.recipes import RDED_CODE, RECIPES, StudentRecipe
+from infoutil_fast.training.recipes import SCHEDULES, StudentRecipe
 from infoutil_fast.training.teaching import weight_groups
 from infoutil_fast.types import InputError
 
-RECIPES[RDED_CODE] = StudentRecipe(
-    lr=0.0, imagenet_stats=True, float_crops=True, decay_named=True, default_stem=True, resized_test=True
-)  # the rest: quirks.student_settings
-# MTT's evaluate_synset: 1000 epochs and one more, at the learned step size (lr 0)
-RECIPES["matching"] = StudentRecipe(1001, 256, 0.0, 5e-4, "step", 1, 1.0, False, "sgd")
+HARD_SHARE = 0.025  # of the cross-entropy beside the squared error to the logits (EDC)
+Watch = Callable[[int, nn.Module], None]  # epochs done, the student in eval mode
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What every student of an evaluation shares."""
+class StudentTask:
+    """What every student of an evaluation learns from."""
 
     pixels: Tensor  # [n, 3, S, S] uint8
     hard: Tensor  # [n] int64
-    soft: Tensor  # [n, k, C] float32
+    labels: Labels
     classes: int
-    factor: int
+    factor: int  # factor^2 windows are stitched into an image
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    oracle: Teacher | None  # the on-line teacher
-    labels: str
     device: torch.device
     dtype: torch.dtype
     zca: Zca | None = None  # the students see whitened pixels
@@ -54,84 +50,98 @@ class Bench:
         with torch.inference_mode(), autocast(self.device, self.dtype):
             return net(self.see(images)).float()
 
-    def for_oracle(self, mixed: Tensor) -> Tensor:
-        """What a student sees, by the on-line teacher's own mean and deviation."""
-        assert self.oracle is not None
-        facts = self.oracle.facts
-        if (facts.mean, facts.std) == (self.mean, self.std):
-            return mixed
-        mean, std, own_mean, own_std = (mixed.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std, facts.mean, facts.std))
-        return (mixed * std + (mean - own_mean)) / own_std
 
-    def targets(self, index: Tensor, mixed: Tensor, other: Tensor, kept: float, temperature: float) -> Tensor:
-        """Class probabilities [n, C] that the student should give to `mixed` (normalised)."""
-        if self.labels == "online":
-            assert self.oracle is not None
-            seen = augment.resize(self.for_oracle(mixed), self.oracle.facts.size)  # a label teacher may look at another size
-            with torch.no_grad(), autocast(self.device, self.dtype):
-                return (self.oracle.net(seen).float() / temperature).softmax(1)
-        if self.labels == "soft":
-            known = (self.soft[index].to(self.device) / temperature).softmax(2).mean(1)
-        else:
-            known = F.one_hot(self.hard[index], self.classes).to(self.device, torch.float32)
-        return kept * known + (1 - kept) * known[other.to(self.device)]
+def taken_apart(task: StudentTask) -> StudentTask:
+    """Each of the factor^2 windows of an image as an image of its own, enlarged to the whole side, with labels of its own."""
+    f, (n, c, side, _) = task.factor, task.pixels.shape
+    if f == 1:
+        return task
+    tiles = task.pixels.view(n, c, f, side // f, f, side // f).permute(0, 2, 4, 1, 3, 5).reshape(n * f * f, c, side // f, side // f)
+    large = torch.cat([augment.resize(part, side) for part in tiles.split(256)])
+    return replace(task, pixels=large, hard=task.hard.repeat_interleave(f * f), labels=task.labels.split(f * f), factor=1)
 
 
-def train_student(bench: Bench, name: str, recipe: StudentRecipe, seed: int, watch: Callable[[int, nn.Module], None]) -> nn.Module:
+def train_student(task: StudentTask, name: str, recipe: StudentRecipe, seed: int, watch: Watch) -> nn.Module:
     """One student from scratch; `watch(epoch, net)` sees it in eval mode after each epoch.
 
     Everything random comes from `seed`. Raises `InputError` when the loss is not finite.
     """
+    if recipe.tiles == "split":
+        task = taken_apart(task)
+    net = begun(task, name, recipe, seed)
+    mean = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+    optimiser = torch.optim.AdamW(weight_groups(net, recipe.weight_decay, recipe.decay_named), lr=recipe.lr, betas=(0.9, 0.999))
+    generator = Generator().manual_seed(seed)
+    for epoch in range(recipe.epochs):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.lr * SCHEDULES[recipe.schedule](epoch / recipe.epochs)
+        for index in torch.randperm(len(task.pixels), generator=generator).split(recipe.batch):
+            batch = augmented(task, index, recipe, epoch, seed, generator)
+            with autocast(task.device, task.dtype):
+                logits = net(batch.x)
+            loss = loss_of(logits.float(), task, batch, recipe)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            if mean is not None:
+                mean.update_parameters(net)
+        if not math.isfinite(float(loss.detach())):
+            raise InputError(f"the loss of {name} is not finite in epoch {epoch + 1}, seed {seed}, lr {recipe.lr}: try a lower lr")
+        watch(epoch + 1, (net if mean is None else mean.module).eval())
+        net.train()
+    return (net if mean is None else mean.module).eval()
+
+
+def begun(task: StudentTask, name: str, recipe: StudentRecipe, seed: int) -> nn.Module:
+    """The net before its first step."""
     torch.manual_seed(seed)
-    net = nets.build(name, bench.classes, bench.pixels.shape[2]).to(bench.device).train()
+    net = nets.build(name, task.classes, task.pixels.shape[2]).to(task.device).train()
     if recipe.default_stem:
         rded_students.default_stem(net)
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
             # moving r by m towards the same batch statistics k times is moving it once by 1 - (1 - m)^k
             module.momentum = 1 - (1 - module.momentum) ** recipe.bn_updates
-    optimiser = torch.optim.AdamW(weight_groups(net, recipe.weight_decay, recipe.decay_named), lr=recipe.lr, betas=(0.9, 0.999))
-    generator = Generator().manual_seed(seed)
-    temperature = 1.0 if bench.labels == "hard" else recipe.temperature
-    for epoch in range(recipe.epochs):
-        turns = 2 * recipe.epochs if recipe.schedule == "half_cosine" else recipe.epochs
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.lr * 0.5 * (1 + math.cos(math.pi * epoch / turns))
-        for index in torch.randperm(len(bench.pixels), generator=generator).split(recipe.batch):
-            x, other, kept = _augmented(bench, index, recipe, generator)
-            targets = bench.targets(index, x, other, kept, temperature)
-            with autocast(bench.device, bench.dtype):
-                logits = net(x)
-            loss = F.kl_div((logits.float() / temperature).log_softmax(1), targets, reduction="batchmean")
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-        if not math.isfinite(float(loss.detach())):
-            raise InputError(f"the loss of {name} is not finite in epoch {epoch + 1}, seed {seed}, lr {recipe.lr}: try a lower lr")
-        watch(epoch + 1, net.eval())
-        net.train()
-    return net.eval()
+    return net
 
 
-def train_matched(bench: Bench, name: str, recipe: StudentRecipe, seed: int, watch: Callable[[int, nn.Module], None]) -> nn.Module:
-    """One student by the matching methods' protocol, on the float images where the set has them."""
-    images = bench.see(bench.pixels) if bench.floats is None else bench.floats.to(bench.device)
-    every = torch.arange(len(images))
-    targets = bench.targets(every, images, every, 1.0, recipe.temperature)
-    protocol = matching_student.Protocol(recipe.epochs, recipe.batch, recipe.lr, recipe.weight_decay)
-    return matching_student.train_student(name, images, targets, protocol, seed, bench.dtype, watch)
+def loss_of(logits: Tensor, task: StudentTask, batch: Batch, recipe: StudentRecipe) -> Tensor:
+    """Divergence from the labels at the recipe's temperature, or squared error to their logits beside some cross-entropy."""
+    if recipe.loss == "mse":
+        hard = task.hard.to(logits.device)
+        own, pasted = hard[batch.index], hard[batch.index][batch.other]
+        entropy = batch.kept * F.cross_entropy(logits, own) + (1 - batch.kept) * F.cross_entropy(logits, pasted)
+        return F.mse_loss(logits, task.labels.logits(batch)) + HARD_SHARE * entropy
+    temperature = 1.0 if task.labels.kind == "hard" else recipe.temperature
+    return F.kl_div((logits / temperature).log_softmax(1), task.labels.targets(batch, temperature), reduction="batchmean")
 
 
-def _augmented(bench: Bench, index: Tensor, recipe: StudentRecipe, generator: Generator) -> tuple[Tensor, Tensor, float]:
-    images = augment.shuffle_patches(bench.pixels[index], bench.factor, generator)
-    if bench.factor > 1:
+def augmented(task: StudentTask, index: Tensor, recipe: StudentRecipe, epoch: int, seed: int, generator: Generator) -> Batch:
+    """The images at `index` [n] as the student sees them in this step."""
+    images = augment.shuffle_patches(task.pixels[index], task.factor, generator)
+    least = recipe.crop_scale or 1 / task.factor
+    if least < 1:
         images = images.float() if recipe.float_crops else images
-        images = augment.resized_crop(images, images.shape[2], (1 / bench.factor, 1.0), generator)
+        images = augment.resized_crop(images, images.shape[2], (least, 1.0), generator)
     images = augment.flip(images, generator)
+    if recipe.augment in augment.POLICIES:
+        images = augment.by_policy(images, recipe.augment, generator)
     other, kept = torch.arange(len(images)), 1.0
     if recipe.cutmix:
         images, other, kept = augment.cutmix(images, generator)
-    return normalise(images.to(bench.device), bench.mean, bench.std), other, kept
+    x = normalise(images.to(task.device), task.mean, task.std)
+    if recipe.augment not in augment.POLICIES:
+        x = dsa.apply(x, dsa.draw(recipe.augment, len(x), generator))
+    return Batch(x, index, other, kept, epoch, seed)
+
+
+def train_matched(task: StudentTask, name: str, recipe: StudentRecipe, seed: int, watch: Watch) -> nn.Module:
+    """One student by the matching methods' protocol, on the float images where the set has them."""
+    images = task.see(task.pixels) if task.floats is None else task.floats.to(task.device)
+    every = torch.arange(len(images))
+    targets = task.labels.targets(Batch(images, every, every), recipe.temperature)
+    protocol = matching_student.Protocol(recipe.epochs, recipe.batch, recipe.lr, recipe.weight_decay, augment=recipe.augment)
+    return matching_student.train_student(name, images, targets, protocol, seed, task.dtype, watch)
 
 
 def late_epochs(epochs: int) -> set[int]:

@@ -21,9 +21,10 @@ from infoutil_fast.models.teacher import Facts, Teacher
 from infoutil_fast.pipeline.planning import configure
 from infoutil_fast.pixels.views import normalise
 from infoutil_fast.selection import rded_crops
+from infoutil_fast.sets.labels import Batch, HardLabels, OnlineLabels
 from infoutil_fast.training import rded_students
 from infoutil_fast.training.recipes import RDED_CODE, RECIPES, StudentRecipe, complete
-from infoutil_fast.training.student import Bench, late_epochs, train_student
+from infoutil_fast.training.student import StudentTask, late_epochs, train_student
 from infoutil_fast.training.teaching import weight_groups
 from infoutil_fast.types import Windows
 
@@ -184,10 +185,10 @@ def test_a_teacher_of_other_constants_still_sees_its_own(rng):
     net = nets.build("convnet2-w8", 10, 16).eval()
     facts = Facts("convnet2-w8", 16, *CIFAR10, tuple("abcdefghij"))
     images = torch.from_numpy(rng.integers(0, 256, (4, 3, 16, 16), dtype=np.uint8))
-    bench = Bench(images, torch.zeros(4).long(), torch.zeros(4, 1, 10), 10, 1, *IMAGENET, Teacher(net, facts), "online", CPU, torch.float32)
+    labels = OnlineLabels((Teacher(net, facts),), *IMAGENET, torch.float32)
     mixed = normalise(images, *IMAGENET)
     expected = (net(normalise(images, *CIFAR10)) / 3.0).softmax(1)
-    torch.testing.assert_close(bench.targets(torch.arange(4), mixed, torch.arange(4), 1.0, 3.0), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(labels.targets(Batch(mixed, torch.arange(4), torch.arange(4)), 3.0), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_training_crops_stay_floats(rng):
@@ -195,7 +196,8 @@ def test_training_crops_stay_floats(rng):
     images = torch.from_numpy(rng.integers(0, 256, (6, 3, 16, 16), dtype=np.uint8))
     seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
     for flag, batches in seen.items():
-        bench = Bench(images, torch.arange(6) % 2, torch.zeros(6, 4, 2), 2, 2, (0.0,) * 3, (1.0,) * 3, None, "hard", CPU, torch.float32)
+        hard = torch.arange(6) % 2
+        task = StudentTask(images, hard, HardLabels(hard, 2), 2, 2, (0.0,) * 3, (1.0,) * 3, CPU, torch.float32)
         keep = nn.Module.__call__
 
         def watched(self, x, *, batches=batches, keep=keep):
@@ -206,7 +208,7 @@ def test_training_crops_stay_floats(rng):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(nn.Module, "__call__", watched)
             recipe = StudentRecipe(epochs=2, batch=6, float_crops=flag, cutmix=False)
-            train_student(bench, "convnet2-w8", recipe, 0, lambda *_: None)
+            train_student(task, "convnet2-w8", recipe, 0, lambda *_: None)
     off = {flag: (torch.cat(b) - torch.cat(b).round()).abs().max() for flag, b in seen.items()}
     assert off[True] > 0.2
     assert off[False] < 1e-3
