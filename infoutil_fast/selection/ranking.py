@@ -20,6 +20,20 @@ def pool_heat(heat: Tensor, width: int) -> Tensor:
     return F.avg_pool2d(heat[:, None], width, stride=1)[:, 0]
 
 
+def smallest_width(heat: Tensor, share: float, widths: Sequence[int]) -> Tensor:
+    """For each map [N, g, g] the first of `widths` (ascending, in patches) whose best window holds `share` of its positive values: [N].
+
+    The last width where none does, and where no value is positive.
+    """
+    positive = heat.clamp_min(0).double()
+    total = positive.sum((1, 2))
+    chosen = torch.full((len(heat),), widths[-1], dtype=torch.int64, device=heat.device)
+    for width in reversed(widths[:-1]):
+        held = pool_heat(positive, width).flatten(1).amax(1) * width**2
+        chosen[(held >= share * total) & (total > 0)] = width
+    return chosen.cpu()
+
+
 def noisy_cells(pooled: Tensor, crops: int, noise: float, generators: Sequence[Generator], distinct: bool = False) -> Tensor:
     """Best cell of each pooled map [N, c, c] under fresh noise, `crops` times, the last time without: flat index [N, crops] int64.
 

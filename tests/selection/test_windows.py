@@ -11,7 +11,7 @@ from infoutil_fast import InputError
 from infoutil_fast.data import Split
 from infoutil_fast.data.windows import random_windows, take, whole_windows, windows_at
 from infoutil_fast.runtime.seeds import file_generator
-from infoutil_fast.selection.ranking import best_of_image, noisy_cells, pool_heat, rank, stitch
+from infoutil_fast.selection.ranking import best_of_image, noisy_cells, pool_heat, rank, smallest_width, stitch
 
 
 def split_of(*shapes: tuple[int, int]) -> Split:
@@ -31,6 +31,18 @@ def test_pooled_cells_are_means_of_blocks(width):
     for y in range(5 - width):
         for x in range(5 - width):
             torch.testing.assert_close(pooled[:, y, x], heat[:, y : y + width, x : x + width].mean((1, 2)))
+
+
+def test_the_smallest_window_that_holds_its_share_is_taken():
+    heat = torch.randn(40, 4, 4)
+    heat[0], heat[1], heat[2] = -1.0, 0.0, -0.5
+    heat[1, 2, 1], heat[2, 0, 0], heat[2, 3, 3] = 1.0, 1.0, 1.0  # a single patch; two corners
+    found = smallest_width(heat, 0.8, (2, 3, 4))
+    assert found[:3].tolist() == [4, 2, 4]
+    for image, width in zip(heat.clamp_min(0).double(), found.tolist(), strict=True):
+        held = {w: max(float(image[y : y + w, x : x + w].sum()) for y in range(5 - w) for x in range(5 - w)) for w in (2, 3)}
+        wanted = [w for w in (2, 3) if image.sum() > 0 and held[w] >= 0.8 * float(image.sum())]
+        assert width == (wanted or [4])[0]
 
 
 def test_last_crop_is_the_clean_one_and_no_noise_makes_all_alike():

@@ -1,0 +1,98 @@
+"""Named grids of `infoutil bench results`: which rows, how many images, which labels, which students, from which teachers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from infoutil_fast.types import one_of
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to make a set. Teachers are named by their role in the grid."""
+
+    name: str
+    options: dict[str, Any]  # of `distill`, method among them
+    scorer: str = ""  # role of the net that scores the windows; empty: the teacher
+    tiles: bool = False  # students take the stitched images apart
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every row at every ipc, under every kind of labels, for every seed; all other things are the same for all rows."""
+
+    rows: tuple[Row, ...]
+    net: str = "convnet3"  # of the teacher
+    teacher_epochs: int = 20
+    snapshots: tuple[int, ...] = (1, 2, 5, 10)  # epochs of the teacher's own training that are roles of their own: epoch1, epoch2, ...
+    student: str = "convnet3"
+    recipe: str = "fixed"
+    epochs: int = 300  # of a student on whole images; a student on tiles makes as many steps
+    ipcs: tuple[int, ...] = (1, 10)
+    labels: tuple[str, ...] = ("hard", "soft")  # with a role behind a colon, that net's labels: soft:epoch5
+    seeds: int = 5
+    held_out: int = 500  # training images of each class that no set and no teacher sees, to choose by
+    size: int = 0  # side of the images in pixels; 0: the source's own
+    changes: dict[str, Any] = field(default_factory=dict)  # of the student's recipe
+
+
+RANDOM = Row("random images", {"method": "random", "factor": 1})
+RDED = Row("rded", {"method": "rded"})
+WHOLE = {"method": "infoutil", "window": 4}  # the whole image is the window
+CONTROLS = (
+    RANDOM,
+    Row("random windows", {"method": "random", "windows": "random", "factor": 1}),
+    Row("random tiles", {"method": "random", "factor": 2}, tiles=True),
+    RDED,
+    Row("rded's ranking, tiles", {**WHOLE, "factor": 2, "score": "loss", "score_at": "source", "direction": "low"}, tiles=True),
+)
+
+
+def ranked(score: str, scorer: str, pool: int, tiles: int, **options: Any) -> Row:
+    """Whole images of lowest score, alone or as tiles."""
+    name = f"{score} {scorer or 'teacher'}, pool {pool or 'all'}" + (f", {tiles * tiles} tiles" if tiles > 1 else "")
+    name += "".join(f", {key} {value}" for key, value in options.items())
+    made = {**WHOLE, "factor": tiles, "score": score, "score_at": "source", "direction": "low", "pool": pool, **options}
+    return Row(name, made, scorer, tiles > 1)
+
+
+GATE = (
+    *CONTROLS,
+    *(ranked("grad_norm", scorer, 1000, 2) for scorer in ("", "epoch1", "epoch2", "epoch5", "epoch10")),
+    *(ranked(score, "epoch2", 1000, 2) for score in ("el2n", "loss")),
+    *(ranked("grad_norm", "epoch2", pool, 2) for pool in (300, 0)),
+    *(ranked("grad_norm", "epoch2", 0, tiles, cover=share) for tiles in (1, 2) for share in (0.1, 0.3, 0.7)),
+    *(ranked("grad_norm", "epoch2", 0, tiles) for tiles in (1,)),
+    *(ranked("grad_norm", "epoch2", 0, tiles, cover=0.3, cover_by="herding") for tiles in (1, 2)),
+)
+PAPER = (  # the paper's preset on 32 px images: what each departure from its most natural reading changes
+    RANDOM,
+    RDED,
+    Row("paper", {"method": "infoutil", "preset": "paper"}),
+    Row("paper, whole images", {"method": "infoutil", "preset": "paper", "window": 4}),
+    Row("paper, whole images, norms of epoch 5", {"method": "infoutil", "preset": "paper", "window": 4}, "epoch5"),
+    Row("paper, whole images, low", {"method": "infoutil", "preset": "paper", "window": 4, "direction": "low"}),
+)
+GRIDS: dict[str, Grid] = {
+    "gate": Grid(GATE),
+    "paper": Grid(PAPER, labels=("online", "online:epoch5", "online:epoch10"), ipcs=(1, 10, 50), recipe="rded", seeds=3),
+    "cifar10": Grid((*CONTROLS, Row("infoutil", {"method": "infoutil"})), labels=("hard", "soft", "online"), ipcs=(1, 10, 50)),
+    "small": Grid(  # minutes on two cores: to see that all of it runs
+        (RANDOM, CONTROLS[2], RDED, ranked("grad_norm", "epoch1", 0, 2, cover=0.3)),
+        net="convnet3-w16",
+        teacher_epochs=2,
+        snapshots=(1,),
+        student="convnet3-w16",
+        epochs=40,
+        ipcs=(2,),
+        seeds=2,
+        held_out=20,
+    ),
+}
+
+
+def grid(name: str) -> Grid:
+    """A grid by name; `InputError` for any other."""
+    one_of("grid", name, tuple(GRIDS))
+    return GRIDS[name]

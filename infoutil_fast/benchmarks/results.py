@@ -1,0 +1,212 @@
+"""`infoutil bench results`: a grid of accuracies from teachers to numbers, paired by seed, cell by cell, resumable."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from infoutil_fast.benchmarks.grids import Grid, Row
+from infoutil_fast.data import Source, Split
+from infoutil_fast.pipeline.running import distill
+from infoutil_fast.runtime.device import choose_device, choose_dtype, device_name, versions
+from infoutil_fast.sets import store
+from infoutil_fast.training.evaluation import evaluate
+from infoutil_fast.training.teaching import Recipe, teach
+from infoutil_fast.types import InputError
+
+log = logging.getLogger(__name__)
+JUDGES = ("held-out", "test")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a grid."""
+
+    row: Row
+    ipc: int
+    labels: str  # kind, and behind a colon the role of the net that gives them
+    seed: int  # of the pool, the student's start and its order: the same for all rows
+
+    def key(self, grid: Grid, judge: str) -> dict[str, Any]:
+        """What tells its line from the others."""
+        about = {"row": self.row.name, "ipc": self.ipc, "labels": self.labels, "seed": self.seed, "judge": judge}
+        return {**about, "student": grid.student, "recipe": grid.recipe, "epochs": grid.epochs, "changes": grid.changes}
+
+
+def cells(grid: Grid) -> Iterator[Cell]:
+    """All of a grid, seed by seed, so that a run cut short holds whole pairs."""
+    for seed in range(grid.seeds):
+        for ipc in grid.ipcs:
+            for row in grid.rows:
+                for labels in grid.labels:
+                    yield Cell(row, ipc, labels, seed)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid on one source, in one folder."""
+
+    grid: Grid
+    source: Source
+    out: Path
+    judge: str = "held-out"  # what students are tested on: training images that nothing else saw, or the test images
+    teacher: str = ""  # a checkpoint in place of the one that the grid trains; snapshots lie beside it
+    device: str = "auto"
+    dtype: str = "auto"
+    workers: int = 0
+    progress: bool = True
+
+    def how(self) -> dict[str, Any]:
+        return {"device": self.device, "dtype": self.dtype, "workers": self.workers}
+
+
+def results(study: Study) -> list[dict[str, Any]]:
+    """Fill in what is missing of the grid in OUT/results.jsonl; all its lines.
+
+    The held-out images are drawn class by class by seed 0; neither teachers nor sets see them. Raises `InputError` for a source with too
+    few images, and for what `distill` and `evaluate` refuse.
+    """
+    if study.judge not in JUDGES:
+        raise InputError(f"judge {study.judge!r} is not known; known: {', '.join(JUDGES)}")
+    source = divided(study.source, study.grid.held_out, study.judge)
+    roles = teachers(study, source)
+    file = study.out / "results.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    asked = list(cells(study.grid))
+    todo = [cell for cell in asked if not any(cell.key(study.grid, study.judge).items() <= line.items() for line in lines)]
+    with tqdm(
+        total=len(asked), initial=len(asked) - len(todo), desc="bench results", unit="cell", disable=None if study.progress else True
+    ) as bar:
+        for cell in todo:
+            bar.set_postfix_str(f"{cell.row.name}, ipc {cell.ipc}, {cell.labels}, seed {cell.seed}")
+            line = {**cell.key(study.grid, study.judge), **measured(study, source, roles, cell)}
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+            lines.append(line)
+            bar.update()
+    return lines
+
+
+def divided(source: Source, held_out: int, judge: str) -> Source:
+    """The source without `held_out` training images of each class; students are tested on these, or on its own test images."""
+    taken = []
+    for label, name in enumerate(source.classes):
+        have = len(source.train.of_class(label))
+        if have <= held_out:
+            raise InputError(f"class {name!r} has {have} images, {held_out} are to be held out: hold out fewer")
+        taken.append(source.train.draw(label, held_out, 0) if held_out else np.zeros(0, np.int64))
+    held = np.sort(np.concatenate(taken))
+    left = np.setdiff1d(np.arange(len(source.train)), held)
+    return replace(source, train=part(source.train, left), val=part(source.train, held) if judge == "held-out" else source.val)
+
+
+def part(split: Split, positions: np.ndarray) -> Split:
+    """The images at `positions`, in that order."""
+    names = tuple(split.names[i] for i in positions)
+    boxes = None if split.boxes is None else split.boxes[positions]
+    return Split(names, split.labels[positions], lambda i: split.read(int(positions[i])), boxes)
+
+
+def teachers(study: Study, source: Source) -> dict[str, str]:
+    """Checkpoints by role: the teacher, and snapshots of its training. Trained here where no checkpoint is given."""
+    grid, folder = study.grid, study.out / "teacher"
+    if study.teacher:
+        folder = Path(study.teacher).parent
+    else:
+        where = choose_device(study.device)
+        recipe = Recipe(net=grid.net, epochs=grid.teacher_epochs, save_epochs=grid.snapshots, size=grid.size)
+        own = divided(study.source, grid.held_out, "held-out")  # the log's accuracies are of held-out images, never of test images
+        number = choose_dtype(study.dtype, where)
+        teach(own, recipe, folder, device=where, dtype=number, workers=study.workers, progress=study.progress)
+    roles = {"": study.teacher or str(folder / "last.safetensors")}
+    roles |= {f"epoch{n}": str(folder / f"epoch{n:03d}.safetensors") for n in grid.snapshots}
+    wanted = {row.scorer for row in grid.rows} | {labels.partition(":")[2] for labels in grid.labels}
+    if missing := sorted(role or "teacher" for role in wanted if role not in roles or not Path(roles[role]).exists()):
+        raise InputError(f"no checkpoint for {', '.join(missing)}: there are {', '.join(sorted(roles))[2:]} in {folder}")
+    return roles
+
+
+def measured(study: Study, source: Source, roles: dict[str, str], cell: Cell) -> dict[str, Any]:
+    """Make the cell's set where it is not there yet, train its student, test it once."""
+    grid, row = study.grid, cell.row
+    kind, _, role = cell.labels.partition(":")
+    name = "".join(c if c.isalnum() else "-" for c in row.name)
+    path = study.out / "sets" / f"{name}-ipc{cell.ipc}-seed{cell.seed}{'-' + role if role else ''}"
+    options: dict[str, Any] = {"pool": 300, **row.options, "ipc": cell.ipc, "seed": cell.seed}
+    options["pool"] = pool(options["pool"], cell.ipc, options.get("factor", 1))
+    start = time.perf_counter()
+    distill(
+        source,
+        roles[""],
+        path,
+        score_teacher=roles[row.scorer] if row.scorer else None,
+        label_teacher=roles[role] if role else None,
+        progress=False,
+        **study.how(),
+        **options,
+    )
+    seconds = round(time.perf_counter() - start, 1)
+    pieces = store.read_meta(path)["factor"] ** 2 if row.tiles else 1
+    found = evaluate(
+        path,
+        student=grid.student,
+        seeds=1,
+        seed=cell.seed,
+        labels=kind,
+        recipe=grid.recipe,
+        source=source,
+        epochs=max(1, round(grid.epochs / pieces)),
+        tiles="split" if row.tiles else "mosaic",
+        progress=False,
+        **study.how(),
+        **grid.changes,
+    )
+    where = choose_device(study.device)
+    return {
+        "accuracy": found["last"][0],
+        "steps": found["steps"],
+        "teacher": store.read_meta(path)["teacher"],
+        "label_teacher": (store.read_meta(path)["label_teacher"] or store.read_meta(path)["teacher"])["hash"] if kind != "hard" else None,
+        "image_bytes": size_of(path / "images"),
+        "label_bytes": size_of(path / "labels") if kind == "soft" else 0,  # on line: none are stored, the teacher is kept instead
+        "set_seconds": seconds,
+        "student_seconds": found["seconds"],
+        "test_images": found["test_images"],
+        "source": source.name,
+        "device": device_name(where),
+        "dtype": found["dtype"],
+        "versions": versions(),
+        "date": found["date"],
+    }
+
+
+def pool(asked: int, ipc: int, factor: int) -> int:
+    """At least as many images as windows are kept; 0 stays: all."""
+    return max(asked, ipc * factor**2) if asked else 0
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def hours(study: Study, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is missing of the grid, and how long it takes by what was measured: at each ipc the mean of its cells, else scaled by steps."""
+    asked = list(cells(study.grid))
+    missing = [cell for cell in asked if not any(cell.key(study.grid, study.judge).items() <= line.items() for line in lines)]
+    known: dict[int, list[float]] = {}
+    for line in lines:
+        known.setdefault(line["ipc"], []).append(line["student_seconds"] + line["set_seconds"])
+    if not known:
+        return {"cells": len(asked), "missing": len(missing), "hours": None}
+    near = {cell.ipc: min(known, key=lambda ipc: abs(math.log(ipc / cell.ipc))) for cell in missing}
+    seconds = sum(float(np.mean(known[near[cell.ipc]])) * max(1, cell.ipc / near[cell.ipc]) for cell in missing)
+    return {"cells": len(asked), "missing": len(missing), "hours": round(seconds / 3600, 2)}
