@@ -16,8 +16,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from infoutil_fast.models import nets
 from infoutil_fast.synthesis.gradients import Inner, Matched, Segment, recursion, unroll
-from infoutil_fast.synthesis.synthetic import Learning, Matching, Synthetic
-from infoutil_fast.synthesis.trajectory_matching import draw_steps
+from infoutil_fast.synthesis.synthetic import Learning, Synthetic
+from infoutil_fast.synthesis.trajectory_matching import Matching, draw_steps, sgd_of, step_along
 from infoutil_fast.types import InputError, Windows, one_of
 
 GRADIENTS: dict[str, Callable[..., Matched]] = {
@@ -112,11 +112,12 @@ def line(problem: Problem) -> list[int]:
     cfg = Matching(syn_steps=problem.steps, batch_syn=problem.batch, augment=AUGMENT, lr_img=1e-3, lr_lr=1e-9)
     labels, nowhere = torch.arange(problem.images) % problem.classes, Windows.of([])
     segment, gradients = Segment(theta, theta * 1.01), GRADIENTS[problem.method]
-    now = Learning(Synthetic(images, labels, torch.tensor(1e-3), labels, nowhere), cfg, 0.0)
+    begin = Synthetic(images, labels, torch.tensor(1e-3), labels, nowhere, problem.classes)
+    now = Learning(begin, lambda now: sgd_of(now, cfg))
     with Live(segment.start, segment.target, now.images, now.labels, now.lr) as live:
         for iteration in range(2):
             steps = draw_steps(problem.images, cfg, Generator().manual_seed(iteration))
-            now.update(gradients(inner, segment, now.images, now.labels, now.lr, steps), float("inf"))
+            step_along(now, gradients(inner, segment, now.images, now.labels, now.lr, steps))
     return live.line
 
 

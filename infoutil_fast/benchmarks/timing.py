@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from infoutil_fast import methods
+from infoutil_fast.contract import Run
 from infoutil_fast.data import Source, feed, open_source
 from infoutil_fast.models import nets
 from infoutil_fast.pipeline.planning import Plan, prepare
@@ -44,8 +44,8 @@ class Work:
     workers: int = 0
 
     def plan(self) -> Plan:
-        asked: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "workers": self.workers}
-        return prepare(self.source, self.teacher, method=self.method, **asked, **self.options)
+        run = Run.of(device=self.device, dtype=self.dtype, workers=self.workers, progress=False)
+        return prepare(self.source, self.teacher, method=self.method, run=run, **self.options)
 
 
 def alone(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -62,11 +62,11 @@ def whole_set(work: Work) -> dict[str, Any]:
     keep_freed_memory()
     begun = time.perf_counter()
     plan = work.plan()
-    opened, device = time.perf_counter() - begun, torch.device(plan.teacher.device)
+    opened, device = time.perf_counter() - begun, plan.run.device
     loaded = _loaded(device)
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        execute(plan, Path(folder) / "set", progress=False)
+        execute(plan, Path(folder) / "set")
         seconds = time.perf_counter() - begun
     return {"seconds": seconds, "opening_seconds": opened, "loaded_bytes": loaded, "peak_bytes": peak_bytes(device)}
 
@@ -75,7 +75,7 @@ def iterations(work: Work, count: int) -> dict[str, Any]:
     """Seconds of each of `count` iterations of a trajectory method, after one that is not counted."""
     keep_freed_memory()
     plan = work.plan()
-    device = torch.device(plan.teacher.device)
+    device = plan.run.device
     ticks: list[float] = []
 
     def tick(_: int) -> None:
@@ -85,7 +85,7 @@ def iterations(work: Work, count: int) -> dict[str, Any]:
 
     run, short = replace(plan.run, watch=tick), replace(plan.config, iterations=count + 1)
     loaded = _loaded(device)
-    list(methods.load(plan.method).distill(plan.source, plan.teacher, short, [], run))
+    list(plan.method.distill(plan.source, plan.teacher, short, [], run))
     taken = [after - before for before, after in pairwise(ticks)]
     return {"iteration_seconds": taken, "loaded_bytes": loaded, "peak_bytes": peak_bytes(device)}
 

@@ -11,7 +11,7 @@ from infoutil_fast.benchmarks import compare, counted_memory
 from infoutil_fast.benchmarks.entrants import Settings
 from infoutil_fast.benchmarks.tables import as_text
 from infoutil_fast.cli.options import add_options, given
-from infoutil_fast.synthesis.synthetic import Matching
+from infoutil_fast.synthesis.trajectory_matching import Matching
 
 Show = Callable[[Any, str], None]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from infoutil_fast.cli.options import given
+from infoutil_fast.contract import Run
 from infoutil_fast.models.import_checkpoint import import_teacher
 from infoutil_fast.pipeline.export_rded import export
 from infoutil_fast.pipeline.planning import prepare
@@ -95,19 +96,17 @@ def _distill(args: argparse.Namespace, show: Show) -> None:
     if args.config and args.preset:
         raise InputError("--config already holds all settings: leave out --preset")
     asked = _again(args.config) if args.config else {"options": {}}
-    source, teacher = args.source or asked.get("source"), args.teacher or asked.get("teacher")
-    if not source or not teacher:
-        raise InputError("distill needs SOURCE, OUT and --teacher, or OUT and --config meta.json")
+    source = args.source or asked.get("source")
+    if not source:
+        raise InputError("distill needs SOURCE, OUT and, for most methods, --teacher; or OUT and --config meta.json")
+    dtype = asked.get("dtype", args.dtype) if args.dtype == "auto" else args.dtype
     plan = prepare(
         source,
-        teacher,
+        args.teacher or asked.get("teacher"),
         method=asked.get("method", args.method),
         preset=args.preset,
         label_teacher=args.label_teacher or asked.get("label_teacher"),
-        device=args.device,
-        dtype=asked.get("dtype", args.dtype) if args.dtype == "auto" else args.dtype,
-        workers=args.workers,
-        batch=args.batch,
+        run=Run.of(device=args.device, dtype=dtype, workers=args.workers, batch=args.batch, progress=not args.quiet),
         **{**asked["options"], **given(args)},
     )
     if args.dry_run:
@@ -115,7 +114,7 @@ def _distill(args: argparse.Namespace, show: Show) -> None:
         text = "\n".join(f"{key.replace('_', ' '):>14}  {value}" for key, value in cost.items())
         show({"would": plan.meta, "estimate": cost}, f"{json.dumps(plan.meta, indent=1)}\n{text}\nnothing was written")
         return
-    execute(plan, args.out, overwrite=args.overwrite, progress=not args.quiet)
+    execute(plan, args.out, overwrite=args.overwrite)
     show(
         {"set": str(args.out), "meta": plan.meta},
         f"{args.out}: {plan.meta['ipc'] * len(plan.source.classes)} images of {len(plan.source.classes)} classes",
@@ -127,10 +126,10 @@ def _again(path: Path) -> dict[str, Any]:
     from infoutil_fast.sets.store import read_meta
 
     meta = read_meta(path.parent if path.name == "meta.json" else path)
-    early = meta["label_teacher"]
+    main, early = meta["teacher"], meta["label_teacher"]
     return {
         "source": meta["source"]["spec"],
-        "teacher": meta["teacher"]["spec"],
+        "teacher": main and main["spec"],
         "label_teacher": early and early["spec"],
         "method": meta["method"],
         "dtype": meta["dtype"],

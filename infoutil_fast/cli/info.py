@@ -65,7 +65,7 @@ def collect() -> dict[str, Any]:
         "auto": {"device": str(device), "dtype": str(choose_dtype("auto", device)).removeprefix("torch.")},
         "ops": {op: {backend: _why_not(op, backend) for backend in dispatch.NEEDS} for op in accelerated_ops()},
         "packages": _packages(),
-        "methods": {name: (inspect.getdoc(methods.load(name)) or name).partition("\n")[0] for name in methods.available()},
+        "methods": {name: methods.load(name).about for name in methods.available()},
         "nets": [*nets.NAMES, *(f"{name} = {nets.canonical(name)}" for name in nets.FOREIGN)],
     }
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any
-
-from infoutil_fast import methods
 
 
 def add_options(parser: argparse._ActionsContainer, config: type, skip: Sequence[str] = ()) -> None:
@@ -29,8 +29,15 @@ def add_options(parser: argparse._ActionsContainer, config: type, skip: Sequence
             default = ",".join(map(str, default)) if default else default
         else:
             option.update(type=kind, metavar=kind.__name__.upper())
-        help_text = f"{methods.comments(config)[f.name]} (default: {default})".replace("%", "%%")
+        help_text = f"{comments(config)[f.name]} (default: {default})".replace("%", "%%")
         parser.add_argument(f"--{f.name.replace('_', '-')}", help=help_text, **option)
+
+
+def comments(config: type) -> dict[str, str]:
+    """The comment behind each field of a configuration: its documentation, and the help of its option."""
+    source = "".join(inspect.getsource(base) for base in reversed(config.__mro__[:-1]))  # shared settings first, its own win
+    found = {m[1]: m[2].strip() for m in re.finditer(r"^ +(\w+):[^#\n]*#(.*)$", source, re.MULTILINE)}
+    return {f.name: found.get(f.name, "") for f in fields(config)}
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:

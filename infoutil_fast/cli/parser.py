@@ -76,18 +76,18 @@ def _experts(commands: Any, shared: list[argparse.ArgumentParser], run: Command)
 
 def _distill(commands: Any, shared: list[argparse.ArgumentParser], run: Command, words: Sequence[str]) -> None:
     parser = commands.add_parser("distill", parents=shared, help="make a distilled set", conflict_handler="resolve")
+    method = methods.load(_method(words))
     parser.add_argument("source", nargs="?", help=SOURCE)
     parser.add_argument("out", type=Path, help="folder of the set")
-    parser.add_argument("--teacher", help=f"{TEACHER}; mtt, tesla, datm: folder of experts")
+    parser.add_argument("--teacher", help=f"{TEACHER}; mtt, tesla, datm: folder of experts; none for a method with --net")
     parser.add_argument("--label-teacher", help="another teacher for the soft labels (the paper's early one)")
-    parser.add_argument("--method", default=_method(words), choices=methods.available())
-    known = ", ".join(methods.presets(methods.load(_method(words)))) or "this method has none"
-    parser.add_argument("--preset", help=f"the method's published settings: {known}")
+    parser.add_argument("--method", default=method.name, choices=methods.available())
+    parser.add_argument("--preset", help=f"the method's published settings: {', '.join(method.presets) or 'this method has none'}")
     parser.add_argument("--config", type=Path, help="meta.json of a set: make it again")
     parser.add_argument("--batch", type=int, default=0, help="forwards at once; 0: 64 on the CPU, 512 on CUDA")
     parser.add_argument("--overwrite", action="store_true", help="replace the set at OUT")
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done; write nothing")
-    add_options(parser, methods.load(_method(words)).Config)
+    add_options(parser, method.config)
     parser.set_defaults(run=run)
 
 

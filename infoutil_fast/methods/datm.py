@@ -10,18 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infoutil_fast.contract import Run
+from infoutil_fast.contract import EXPERTS, JOINT, Job, Run
 from infoutil_fast.data import Source
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.synthesis import published
-from infoutil_fast.synthesis.experts import Experts, open_experts
+from infoutil_fast.synthesis.experts import Experts
 from infoutil_fast.synthesis.gradients import MODES, Inner, Matched, Segment, Step, recursion, unroll
-from infoutil_fast.synthesis.synthetic import Matching, shuffled_pool, start
-from infoutil_fast.synthesis.trajectory_matching import finish, match
+from infoutil_fast.synthesis.synthetic import finish, from_real, shuffled_pool
+from infoutil_fast.synthesis.trajectory_matching import Matching, long_enough, match
 from infoutil_fast.types import ClassShard, InputError, one_of
 
-open_teacher = open_experts  # what `--teacher` names
+LEARNS_FROM, CLASSES = EXPERTS, JOINT
 PRESETS = published.DATM
+check = long_enough
 JUDGES = 10  # experts that judge the start images and give their labels, after their last epoch
 
 
@@ -40,9 +41,7 @@ class Config(Matching):
         one_of("mode", self.mode, ("unroll", *MODES))
         if not 0 <= self.min_start < self.cur_start <= self.max_start:
             raise InputError(f"needed is 0 <= min_start < cur_start <= max_start, not {self.min_start}, {self.cur_start}, {self.max_start}")
-        for name in ("lr_y", "threshold", "expansion_end"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        self.at_least(0, "lr_y", "threshold", "expansion_end")
 
 
 def window(cfg: Config, iteration: int) -> tuple[int, int]:
@@ -52,7 +51,7 @@ def window(cfg: Config, iteration: int) -> tuple[int, int]:
     return cfg.min_start, cfg.cur_start + (cfg.max_start - cfg.cur_start) * iteration // cfg.expansion_end
 
 
-def distill(source: Source, experts: Experts, cfg: Config, labels: Sequence[int], run: Run) -> Iterator[ClassShard]:
+def distill(source: Source, experts: Experts, cfg: Config, labels: Sequence[int], run: Job) -> Iterator[ClassShard]:
     """All classes at once; shards of `labels`."""
 
     def gradients(inner: Inner, segment: Segment, images: Tensor, y: Tensor, lr: Tensor, steps: Sequence[Step]) -> Matched:
@@ -63,7 +62,7 @@ def distill(source: Source, experts: Experts, cfg: Config, labels: Sequence[int]
     stage = Stages(experts.device)
     with stage("start"):
         positions, logits = right_images(source, experts, cfg, run)
-        begin = start(source, experts, cfg, positions, logits, run)
+        begin = from_real(source, positions, experts.view, experts.size, run, labels=logits, lr=cfg.lr_init)
     with stage("match"):
         made, losses = match(
             experts,
@@ -75,7 +74,7 @@ def distill(source: Source, experts: Experts, cfg: Config, labels: Sequence[int]
             lr_y=cfg.lr_y,
             threshold=cfg.threshold or math.inf,
         )
-    yield from finish(experts, made, losses, labels, run, stage)
+    yield from finish(made, losses, experts.view, labels, run, stage)
 
 
 def right_images(source: Source, experts: Experts, cfg: Config, run: Run) -> tuple[np.ndarray, Tensor]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from infoutil_fast.contract import Run
+from infoutil_fast.contract import Job, Run
 from infoutil_fast.data import Source
 from infoutil_fast.data.windows import random_windows, whole_windows, windows_at
 from infoutil_fast.models.teacher import Teacher, refuse_nan
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.runtime.seeds import file_generator
-from infoutil_fast.selection.choose import Choice, draw, keep, shard
+from infoutil_fast.selection.choose import Choice, Pool, PoolSettings, draw_pool, keep_best, stitched
 from infoutil_fast.selection.ranking import DIRECTIONS, noisy_cells, pool_heat
 from infoutil_fast.selection.usefulness import INPUTS, SCORES
 from infoutil_fast.shapley.designs import plan
@@ -23,11 +23,7 @@ from infoutil_fast.types import ClassShard, InputError, one_of
 
 
 @dataclass(frozen=True)
-class Config:
-    ipc: int = 10  # distilled images per class
-    factor: int = 0  # factor^2 windows are stitched into an image; 0: 2 from 96 px on, 1 below
-    pool: int = 300  # images per class to choose from
-    seed: int = 0  # of the pool and the noise
+class Config(PoolSettings):
     grid: int = 4  # patches a side of the Shapley map
     design: str = "border_hadamard"  # coalitions: border_hadamard, leverage, kernel, permutation, captum (the paper's), exact
     evaluations: int = 0  # forwards per image; 0: the design's own, 64, 25 (captum) or all
@@ -56,48 +52,47 @@ class Config:
 
 
 # What the paper states; where it is silent Captum's defaults, half-side windows and padded scoring. Its early teacher is `label_teacher`.
-PAPER = {
-    "design": "captum",
-    "evaluations": 25,
-    "window": 2,
-    "crops": 5,
-    "noise": 2.0,
-    "score": "grad_norm",
-    "score_at": "pad",
-    "direction": "high",
+PRESETS = {
+    "paper": {
+        "design": "captum",
+        "evaluations": 25,
+        "window": 2,
+        "crops": 5,
+        "noise": 2.0,
+        "score": "grad_norm",
+        "score_at": "pad",
+        "direction": "high",
+    }
 }
 
 
-def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int], run: Run) -> Iterator[ClassShard]:
+def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int], run: Job) -> Iterator[ClassShard]:
     """One finished shard of each class in `labels`."""
-    size, width = teacher.facts.size, cfg.window or (cfg.grid // 2 if cfg.factor > 1 else cfg.grid)
+    width = cfg.window or (cfg.grid // 2 if cfg.factor > 1 else cfg.grid)
     for label in labels:
         stage = Stages(teacher.device)
-        split, pool, generators = draw(source, label, cfg, run, stage)
-        names = [split.names[i] for i in pool]
+        pool = draw_pool(source, label, cfg, run, stage)
         heat, crops = None, cfg.crops
         if cfg.windows == "random":
             with stage("cut"):
-                tried = random_windows(split, pool, crops, generators)
+                tried = random_windows(pool.split, pool.positions, crops, pool.generators)
         elif width == cfg.grid:  # the whole image is the only window: no map is needed to choose it
             with stage("cut"):
-                tried, crops = whole_windows(split, pool), 1
+                tried, crops = whole_windows(pool.split, pool.positions), 1
         else:
             with stage("shapley"):
-                images = split.batch(pool, size, run.workers)
-                heat = heat_maps(teacher, images, label, cfg, run, generators)
-                refuse_nan(heat, names, teacher.facts.name)
+                heat = heat_maps(pool, teacher, cfg, run)
             with stage("cut"):
-                cells = noisy_cells(pool_heat(heat, width), crops, cfg.noise, generators, cfg.distinct)
-                tried = windows_at(split, pool, cells, cfg.grid, width)
-        kept = keep(split, teacher, label, tried, cfg, Choice(crops, cfg.score, cfg.score_at, cfg.direction), run, stage)
-        yield shard(teacher, label, kept, cfg.factor, run, stage, heat if heat is None else heat[kept.index // crops])
+                cells = noisy_cells(pool_heat(heat, width), crops, cfg.noise, pool.generators, cfg.distinct)
+                tried = windows_at(pool.split, pool.positions, cells, cfg.grid, width)
+        kept = keep_best(pool, tried, teacher, cfg, Choice(crops, cfg.score, cfg.score_at, cfg.direction), run, stage)
+        yield stitched(kept, teacher, cfg, run, stage, heat if heat is None else heat[kept.index // crops])
 
 
-def heat_maps(teacher: Teacher, images: Tensor, label: int, cfg: Config, run: Run, generators: list[torch.Generator]) -> Tensor:
-    """Shapley map [n, g, g] float32 of uint8 images for their label; a sampled design draws from each file's own generator."""
-    x = teacher.normalise(images)
-    targets = torch.full((len(x),), label, device=x.device)
+def heat_maps(pool: Pool, teacher: Teacher, cfg: Config, run: Run) -> Tensor:
+    """Shapley map [P, g, g] float32 of each image of the pool for its class; a sampled design draws from each file's own generator."""
+    x = teacher.normalise(pool.split.batch(pool.positions, teacher.facts.size, run.workers))  # [P, 3, S, S]
+    targets = torch.full((len(x),), pool.label, device=x.device)
     made = PatchShapley(
         teacher.net,
         (x.shape[1], x.shape[2], x.shape[3]),
@@ -106,9 +101,12 @@ def heat_maps(teacher: Teacher, images: Tensor, label: int, cfg: Config, run: Ru
         evaluations=cfg.evaluations or None,
         payoff=cfg.payoff,
         dtype=run.dtype,
-        batch=run.shapley_batch,
-        generator=file_generator(cfg.seed, label, "coalitions"),  # of a design that is drawn once for all images
+        batch=run.batch or None,
+        generator=file_generator(cfg.seed, pool.label, "coalitions"),  # of a design that is drawn once for all images
     )
-    if not made.redrawn:
-        return made(x, targets)
-    return torch.cat([made(x[i : i + 1], targets[i : i + 1], generator=generator) for i, generator in enumerate(generators)])
+    if made.redrawn:
+        heat = torch.cat([made(x[i : i + 1], targets[i : i + 1], generator=chance) for i, chance in enumerate(pool.generators)])
+    else:
+        heat = made(x, targets)
+    refuse_nan(heat, pool.names, teacher.facts.name)
+    return heat

@@ -5,33 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from infoutil_fast.contract import Run
+from infoutil_fast.contract import Job
 from infoutil_fast.data import Source
 from infoutil_fast.data.windows import random_windows, whole_windows
 from infoutil_fast.models.teacher import Teacher
 from infoutil_fast.runtime.memory import Stages
-from infoutil_fast.selection.choose import Choice, draw, keep, shard
+from infoutil_fast.selection.choose import Choice, PoolSettings, draw_pool, keep_best, stitched
 from infoutil_fast.types import ClassShard, one_of
 
 
 @dataclass(frozen=True)
-class Config:
-    ipc: int = 10  # distilled images per class
+class Config(PoolSettings):
     factor: int = 0  # factor^2 pieces are stitched into an image; 0: 1 for whole images, else 2 from 96 px on, 1 below
-    pool: int = 300  # images per class to choose from
-    seed: int = 0  # of the pool and the choice
     windows: str = "whole"  # whole images, or random windows (area share 0.08 to 1, as RDED's)
 
     def __post_init__(self) -> None:
         one_of("windows", self.windows, ("whole", "random"))
 
 
-def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int], run: Run) -> Iterator[ClassShard]:
+def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int], run: Job) -> Iterator[ClassShard]:
     """One finished shard of each class in `labels`."""
+    choice = Choice(1, "random", "native", "high")
     for label in labels:
         stage = Stages(teacher.device)
-        split, pool, generators = draw(source, label, cfg, run, stage)
+        pool = draw_pool(source, label, cfg, run, stage)
         with stage("cut"):
-            tried = whole_windows(split, pool) if cfg.windows == "whole" else random_windows(split, pool, 1, generators)
-        kept = keep(split, teacher, label, tried, cfg, Choice(1, "random", "native", "high"), run, stage)
-        yield shard(teacher, label, kept, cfg.factor, run, stage)
+            if cfg.windows == "whole":
+                tried = whole_windows(pool.split, pool.positions)
+            else:
+                tried = random_windows(pool.split, pool.positions, 1, pool.generators)
+        kept = keep_best(pool, tried, teacher, cfg, choice, run, stage)
+        yield stitched(kept, teacher, cfg, run, stage)

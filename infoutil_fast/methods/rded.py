@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
+import numpy as np
 
-from infoutil_fast.contract import Run
+from infoutil_fast.contract import Job
 from infoutil_fast.data import Source
 from infoutil_fast.data.windows import random_windows
 from infoutil_fast.models.teacher import Teacher
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.selection import rded_crops
-from infoutil_fast.selection.choose import Choice, Kept, draw, keep, shard
+from infoutil_fast.selection.choose import Choice, PoolSettings, draw_pool, keep_best, stitched
 from infoutil_fast.selection.usefulness import INPUTS
 from infoutil_fast.types import ClassShard, one_of
 
 
 @dataclass(frozen=True)
-class Config:
-    ipc: int = 10  # distilled images per class
-    factor: int = 0  # factor^2 windows are stitched into an image; 0: 2 from 96 px on, 1 below
-    pool: int = 300  # images per class to choose from
-    seed: int = 0  # of the pool and the windows
+class Config(PoolSettings):
     crops: int = 5  # random windows tried per image
     score_at: str = "pad"  # size of a window when it is scored: native, pad, resize
     float_crops: bool = False  # RDED's code: windows are resized and scored as floats, and stored with the fraction dropped
@@ -40,16 +36,15 @@ PRESETS = {
 }
 
 
-def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int], run: Run) -> Iterator[ClassShard]:
+def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int], run: Job) -> Iterator[ClassShard]:
     """One finished shard of each class in `labels`. Image j holds ranks j, n + j, 2n + j, 3n + j, as in RDED's code."""
     choice = Choice(cfg.crops, "float32_loss" if cfg.float32_loss else "loss", cfg.score_at, "low", cfg.float_crops)
     for label in labels:
         stage = Stages(teacher.device)
-        split, pool, generators = draw(source, label, cfg, run, stage)
+        pool = draw_pool(source, label, cfg, run, stage)
         with stage("cut"):
-            tried = random_windows(split, pool, cfg.crops, generators)
-        kept = keep(split, teacher, label, tried, cfg, choice, run, stage)
-        order = torch.arange(len(kept.scores)).view(cfg.factor**2, cfg.ipc).T.flatten().numpy()
-        spread = Kept(kept.windows[order], kept.crops[order], kept.scores[order], kept.index[order], kept.pool)
-        made = shard(teacher, label, spread, cfg.factor, run, stage)
+            tried = random_windows(pool.split, pool.positions, cfg.crops, pool.generators)
+        kept = keep_best(pool, tried, teacher, cfg, choice, run, stage)
+        spread = np.arange(cfg.needed).reshape(cfg.factor**2, cfg.ipc).T.flatten()  # [n], the ranks image by image
+        made = stitched(kept.reordered(spread), teacher, cfg, run, stage)
         yield replace(made, images=rded_crops.jpeg75(made.images)) if cfg.jpeg75 else made

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from infoutil_fast.contract import Run
+from infoutil_fast.contract import EXPERTS, JOINT, Job
 from infoutil_fast.data import Source
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.synthesis import published
-from infoutil_fast.synthesis.experts import Experts, open_experts
+from infoutil_fast.synthesis.experts import Experts
 from infoutil_fast.synthesis.gradients import MODES, Inner, Matched, Segment, Step, recursion
-from infoutil_fast.synthesis.synthetic import Matching, random_positions, start
-from infoutil_fast.synthesis.trajectory_matching import finish, match
+from infoutil_fast.synthesis.synthetic import finish, from_real, random_positions
+from infoutil_fast.synthesis.trajectory_matching import Matching, long_enough, match
 from infoutil_fast.types import ClassShard, InputError, one_of
 
-open_teacher = open_experts  # what `--teacher` names
+LEARNS_FROM, CLASSES = EXPERTS, JOINT
 PRESETS = published.TESLA
+check = long_enough
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Config(Matching):
             raise InputError("halve belongs to mode first_order: the exact gradient is not halved anywhere")
 
 
-def distill(source: Source, experts: Experts, cfg: Config, labels: Sequence[int], run: Run) -> Iterator[ClassShard]:
+def distill(source: Source, experts: Experts, cfg: Config, labels: Sequence[int], run: Job) -> Iterator[ClassShard]:
     """All classes at once; shards of `labels`. Teacher labels in the set are those of the last iteration."""
 
     def gradients(inner: Inner, segment: Segment, images: Tensor, y: Tensor, lr: Tensor, steps: Sequence[Step]) -> Matched:
@@ -50,6 +51,6 @@ def distill(source: Source, experts: Experts, cfg: Config, labels: Sequence[int]
         first = None
         if cfg.teacher_labels:  # only their shape matters here: every iteration makes its own
             first = torch.zeros(cfg.ipc * len(source.classes), len(source.classes), device=experts.device)
-        begin = start(source, experts, cfg, random_positions(source, cfg), first, run)
+        begin = from_real(source, random_positions(source, cfg), experts.view, experts.size, run, labels=first, lr=cfg.lr_init)
         made, losses = match(experts, begin, cfg, run, gradients, relabel=teacher if cfg.teacher_labels else None)
-    yield from finish(experts, made, losses, labels, run, stage)
+    yield from finish(made, losses, experts.view, labels, run, stage)

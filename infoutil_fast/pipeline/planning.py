@@ -1,11 +1,10 @@
-"""From a source and a teacher to a distilled set on disk: `distill()`."""
+"""What a distillation needs, opened and checked before anything is written: `prepare()`."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,21 @@ import torch
 
 from infoutil_fast import methods
 from infoutil_fast._version import __version__
-from infoutil_fast.contract import Run
+from infoutil_fast.contract import EXPERTS, NET, TEACHER, Job, Method, Run
 from infoutil_fast.data import Source, open_source
+from infoutil_fast.models import nets
 from infoutil_fast.models.teacher import Facts, Teacher, check_accuracy, load_teacher
-from infoutil_fast.runtime.device import choose_device, choose_dtype
 from infoutil_fast.sets import store
-from infoutil_fast.synthesis import trajectory_matching
-from infoutil_fast.synthesis.experts import Experts
+from infoutil_fast.synthesis.experts import Experts, open_experts
 from infoutil_fast.types import InputError
 
 log = logging.getLogger(__name__)
+Given = str | Path | Teacher | Experts  # a teacher or experts, or where they are
+WANTED = {
+    TEACHER: "a teacher (--teacher)",
+    EXPERTS: "a folder of `infoutil experts` (--teacher)",
+    NET: "a net by name (--net), with no teacher",
+}
 
 
 @dataclass(frozen=True)
@@ -30,74 +34,61 @@ class Plan:
     """All that a distillation needs, checked; nothing has been written yet."""
 
     source: Source
-    teacher: Teacher | Experts
-    method: str
+    teacher: Teacher | Experts | str  # what the method learns from
+    method: Method
     config: Any  # the method's Config
-    run: Run
+    run: Job
     meta: dict[str, Any]
 
 
 def prepare(
     source: str | Path | Source,
-    teacher: str | Path | Teacher | Experts,
+    teacher: Given | None = None,
     *,
     method: str = "infoutil",
     preset: str | None = None,
     label_teacher: str | Path | Teacher | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    workers: int = 0,
-    batch: int = 0,
+    run: Run | None = None,
     **options: Any,
 ) -> Plan:
-    """Open and check everything; write nothing."""
-    module = methods.load(method)
-    where = _local(choose_device(device))
-    run_dtype = choose_dtype(dtype, where)
+    """Open and check everything; write nothing. `run`: by default `Run.of()`."""
+    chosen, run = methods.load(method), run or Run.of()
+    config = chosen.configure(preset, options)
     opened = source if isinstance(source, Source) else open_source(source)
-    config = configure(module, preset, options)
-    main: Teacher | Experts = (
-        teacher if isinstance(teacher, Teacher | Experts) else getattr(module, "open_teacher", load_teacher)(str(teacher), opened, where)
-    )
-    if isinstance(main, Experts) != joint(module):
-        wanted = "a folder of `infoutil experts`" if joint(module) else "a teacher"
-        raise InputError(f"{method} learns from {wanted}, not from {main.facts.spec or main.facts.name}")
-    if joint(module) and label_teacher is not None:
-        raise InputError(f"{method} makes its own labels: leave out the label teacher")
-    labeller = label_teacher if isinstance(label_teacher, Teacher | None) else load_teacher(str(label_teacher), opened, where)
-    config = resolve(config, main.facts.size)
-    if isinstance(main, Experts):
-        trajectory_matching.check(main, config)
+    main = learned_from(chosen, teacher, opened, config, run)
+    labeller = label_teacher if isinstance(label_teacher, Teacher | None) else load_teacher(str(label_teacher), opened, run.device)
+    judges = [judge for judge in (main, labeller) if not isinstance(judge, str | None)]
+    size = opened.size if isinstance(main, str) else main.facts.size
+    config = resolve(config, size)
+    if chosen.check is not None:
+        chosen.check(main, config)
     if preset == "paper" and labeller is None and config.ipc < 50:
         log.warning("the paper labels ipc %d with an early teacher (`infoutil teach --early`): give it as label_teacher", config.ipc)
     check_pool(opened, config)
-    for judge in [main] if labeller is None else [main, labeller]:
-        log.info(
-            "teacher %s is right on %.1f%% of a sample of %s",
-            judge.facts.name,
-            100 * check_accuracy(judge, opened, workers=workers),
-            opened.name,
-        )
-    run = Run(run_dtype, batch or (512 if where.type == "cuda" else 64), workers, labeller, batch or None)
-    meta = describe(opened, main, labeller, method, config, run_dtype)
-    return Plan(opened, main, method, config, run, meta)
+    for judge in judges:
+        right = check_accuracy(judge, opened, workers=run.workers)
+        log.info("teacher %s is right on %.1f%% of a sample of %s", judge.facts.name, 100 * right, opened.name)
+    where = run.device if isinstance(main, str) else main.device  # of a teacher that was given opened: its own
+    job = Job(**{**vars(run), "device": where}, label_teacher=labeller)
+    return Plan(opened, main, chosen, config, job, describe(opened, main, labeller, chosen, config, job, size))
 
 
-def joint(module: Any) -> bool:
-    """Whether a method works on all classes at once, from experts instead of a teacher."""
-    return hasattr(module, "open_teacher")
-
-
-def configure(module: Any, preset: str | None, options: dict[str, Any]) -> Any:
-    """The method's `Config` from its defaults, a preset and options, in this order of weakness."""
-    known = {f.name for f in fields(module.Config)}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise InputError(f"{module.__name__.rsplit('.', 1)[1]} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    presets = methods.presets(module)
-    if preset is not None and preset not in presets:
-        raise InputError(f"{module.__name__.rsplit('.', 1)[1]} has no preset {preset!r}; it has {', '.join(presets) or 'none'}")
-    return module.Config(**{**(presets[preset] if preset else {}), **options})
+def learned_from(method: Method, given: Given | None, source: Source, config: Any, run: Run) -> Teacher | Experts | str:
+    """The teacher, the experts or the net's name that a method learns from. Raises `InputError` where it was given something else."""
+    wanted = f"{method.name} learns from {WANTED[method.learns_from]}"
+    if method.learns_from == NET:
+        if given is not None:
+            raise InputError(f"{wanted}: leave out {given if isinstance(given, str | Path) else given.facts.name}")
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # refuses an unknown net, and one that cannot take the images
+            nets.build(config.net, len(source.classes), source.size)
+        return str(config.net)
+    if given is None:
+        raise InputError(f"{wanted}: give one")
+    if isinstance(given, str | Path):
+        return (load_teacher if method.learns_from == TEACHER else open_experts)(str(given), source, run.device)
+    if isinstance(given, Experts) != (method.learns_from == EXPERTS):
+        raise InputError(f"{wanted}, not from {given.facts.spec or given.facts.name}")
+    return given
 
 
 def resolve(config: Any, size: int) -> Any:
@@ -105,10 +96,10 @@ def resolve(config: Any, size: int) -> Any:
     for name in ("ipc", "pool", "crops"):
         if getattr(config, name, 1) < 1:
             raise InputError(f"{name} must be at least 1, not {getattr(config, name)}")
-    if config.factor == 0:
+    if factor_of(config) == 0:
         whole = getattr(config, "windows", "") == "whole"
         config = replace(config, factor=2 if size >= 96 and not whole else 1)
-    if config.factor < 0 or size % config.factor:
+    if factor_of(config) < 0 or size % factor_of(config):
         raise InputError(f"factor {config.factor} does not divide a side of {size} px")
     grid = getattr(config, "grid", 1)
     if not 1 <= grid <= size:
@@ -116,23 +107,29 @@ def resolve(config: Any, size: int) -> Any:
     return config
 
 
+def factor_of(config: Any) -> int:
+    """1 for methods that stitch nothing."""
+    return int(getattr(config, "factor", 1))
+
+
 def check_pool(source: Source, config: Any) -> None:
-    """Every class must have, within the pool, an image for each window to keep."""
-    windows = config.ipc * config.factor**2
+    """A method that draws a pool must find, within that of every class, an image for each window to keep."""
+    if not hasattr(config, "pool"):
+        return
+    factor = factor_of(config)
+    windows = config.ipc * factor**2
     if config.pool < windows:
         raise InputError(
-            f"ipc {config.ipc} at factor {config.factor} keeps {windows} windows of as many images, the pool is {config.pool}: raise pool"
+            f"ipc {config.ipc} at factor {factor} keeps {windows} windows of as many images, the pool is {config.pool}: raise pool"
         )
     for label, name in enumerate(source.classes):
         have = len(source.train.of_class(label))
         if have < windows:
-            raise InputError(
-                f"class {name!r} has {have} images, ipc {config.ipc} at factor {config.factor} needs {windows}: lower ipc or factor"
-            )
+            raise InputError(f"class {name!r} has {have} images, ipc {config.ipc} at factor {factor} needs {windows}: lower ipc or factor")
 
 
 def describe(
-    source: Source, teacher: Teacher | Experts, labeller: Teacher | None, method: str, config: Any, dtype: torch.dtype
+    source: Source, main: Teacher | Experts | str, labeller: Teacher | None, method: Method, config: Any, run: Run, size: int
 ) -> dict[str, Any]:
     """The meta.json: all that decides the bytes of the set."""
 
@@ -142,23 +139,15 @@ def describe(
     meta = {
         "format": store.FORMAT,
         "version": __version__,
-        "method": method,
+        "method": method.name,
         "config": asdict(config),
         "source": {"name": source.name, "spec": source.spec, "classes": source.classes},
-        "size": teacher.facts.size,
-        "factor": config.factor,
+        "size": size,
+        "factor": factor_of(config),
         "ipc": config.ipc,
         "seed": config.seed,
-        "dtype": str(dtype).removeprefix("torch."),
-        "teacher": about(teacher.facts),
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "teacher": None if isinstance(main, str) else about(main.facts),
         "label_teacher": None if labeller is None else about(labeller.facts),
     }
     return dict(json.loads(json.dumps(meta)))
-
-
-def _local(device: torch.device) -> torch.device:
-    """Under `torchrun`, this rank's own GPU."""
-    rank = os.environ.get("LOCAL_RANK")
-    if rank is None or str(device) != "cuda":
-        return device
-    return torch.device("cuda", int(rank) % torch.cuda.device_count())

@@ -1,33 +1,30 @@
-"""From a source and a teacher to a distilled set on disk: `distill()`."""
+"""From a source, and a teacher where the method needs one, to a distilled set on disk: `distill()`."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from infoutil_fast import methods
+from infoutil_fast.contract import Run
 from infoutil_fast.data import Source
 from infoutil_fast.models.teacher import Teacher
-from infoutil_fast.pipeline.planning import Plan, joint, prepare
+from infoutil_fast.pipeline.planning import Given, Plan, factor_of, prepare
 from infoutil_fast.sets import store
-from infoutil_fast.synthesis import trajectory_matching
-from infoutil_fast.synthesis.experts import Experts
-from infoutil_fast.types import InputError
+from infoutil_fast.types import ClassShard, InputError
 
 log = logging.getLogger(__name__)
 
 
 def distill(
     source: str | Path | Source,
-    teacher: str | Path | Teacher | Experts,
+    teacher: Given | None,
     out: str | Path,
     *,
     method: str = "infoutil",
@@ -43,75 +40,92 @@ def distill(
 ) -> Path:
     """Distil `source` with `teacher` into the folder `out` and return it; the command is `infoutil distill`.
 
-    source, teacher, label_teacher: what `open_source` and `load_teacher` take, or the opened thing. The label teacher gives
-    the soft labels (the paper's early teacher); None: the teacher. For mtt, tesla and datm the teacher is a folder of
-    `infoutil experts`. preset: the method's settings as published ("paper", or "cifar10-ipc1" and the like).
+    source, teacher, label_teacher: what `open_source` and `load_teacher` take, or the opened thing. For mtt, tesla and datm the teacher
+    is a folder of `infoutil experts`; for a method that learns from a net's name it is None. The label teacher gives the soft labels
+    (the paper's early teacher); None: the teacher does, or the method itself. preset: the method's settings as published ("paper", or
+    "cifar10-ipc1" and the like).
     options: the fields of the method's `Config` (ipc, pool, seed, ...). device, dtype ("auto", "float32", "bfloat16"), workers
     (threads), batch (forwards at once, 0: 64 on the CPU, 512 on CUDA): how to run. A run cut short goes on class by class (mtt,
     tesla, datm: from its last checkpoint) and ends with the same bytes; under `torchrun` the ranks share the classes.
 
     Raises `InputError` before anything is written when something does not fit.
     """
-    plan = prepare(
-        source,
-        teacher,
-        method=method,
-        preset=preset,
-        label_teacher=label_teacher,
-        device=device,
-        dtype=dtype,
-        workers=workers,
-        batch=batch,
-        **options,
-    )
-    return execute(plan, Path(out), overwrite=overwrite, progress=progress)
+    run = Run.of(device=device, dtype=dtype, workers=workers, batch=batch, progress=progress)
+    plan = prepare(source, teacher, method=method, preset=preset, label_teacher=label_teacher, run=run, **options)
+    return execute(plan, Path(out), overwrite=overwrite)
 
 
-def execute(plan: Plan, out: Path, *, overwrite: bool = False, progress: bool = True) -> Path:
+def execute(plan: Plan, out: Path, *, overwrite: bool = False) -> Path:
     """Make the classes that are not there yet; under `torchrun` those of this rank."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if overwrite and world > 1:
         raise InputError("--overwrite needs a single process: remove the old set first, then start torchrun")
-    module = methods.load(plan.method)
-    if joint(module) and world > 1:
-        raise InputError(f"{plan.method} works on all classes at once: start it as one process, not {world}")
+    method, run = plan.method, replace(plan.run, folder=out)
+    if method.joint and world > 1:
+        raise InputError(f"{method.name} works on all classes at once: start it as one process, not {world}")
     store.begin(out, plan.meta, overwrite)
     own = range(len(plan.source.classes))[rank::world]
     todo = [label for label in own if not store.is_done(out, label)]
     done = len(own) - len(todo)
     if done:
         log.info("%s: %d classes are finished already", out, done)
-    bar = tqdm(total=len(own), initial=done, desc=f"distil {plan.method}", unit="class", disable=None if progress else True)
-    run = replace(plan.run, folder=out, progress=progress)
-    for shard in module.distill(plan.source, plan.teacher, plan.config, todo, run) if todo else ():
-        train, drawn = plan.source.train, plan.source.pool(shard.label, plan.config.pool, plan.config.seed)
-        skipped = train.skipped.among(drawn)
-        pool = drawn if joint(module) else np.setdiff1d(drawn, skipped)  # joint methods do not read all of it
-        store.write_class(out, shard, train.names, [train.names[i] for i in pool], rank, [train.names[i] for i in skipped])
-        bar.set_postfix_str(plan.source.classes[shard.label])
-        bar.update()
-    bar.close()
+    with tqdm(total=len(own), initial=done, desc=f"distil {method.name}", unit="class", disable=None if run.progress else True) as bar:
+        for shard in method.distill(plan.source, plan.teacher, plan.config, todo, run) if todo else ():
+            _write(plan, shard, out, rank)
+            bar.set_postfix_str(plan.source.classes[shard.label])
+            bar.update()
     plan.source.log_skipped()
     return out
 
 
+def _write(plan: Plan, shard: ClassShard, out: Path, rank: int) -> None:
+    """One class, and which images it was chosen from: the pool, where the method draws one, without what cannot be decoded."""
+    train = plan.source.train
+    drawn = np.empty(0, np.int64)
+    if hasattr(plan.config, "pool"):
+        drawn = plan.source.pool(shard.label, plan.config.pool, plan.config.seed)
+    skipped = train.skipped.among(drawn)
+    pool = drawn if plan.method.joint else np.setdiff1d(drawn, skipped)  # joint methods do not read all of it
+    store.write_class(out, shard, train.names, [train.names[i] for i in pool], rank, [train.names[i] for i in skipped])
+
+
 def estimate(plan: Plan) -> dict[str, Any]:
-    """What `execute` would do, with the seconds of one class measured now on few images and scaled up."""
-    if isinstance(plan.teacher, Experts):
-        return trajectory_matching.estimate(methods.load(plan.method).distill, plan.source, plan.teacher, plan.config, plan.run)
-    trial = min(16, plan.config.pool, int(min(len(plan.source.train.of_class(c)) for c in range(len(plan.source.classes)))))
-    small = replace(plan.config, ipc=1, factor=1 if trial < plan.config.factor**2 else plan.config.factor, pool=trial)
-    module = methods.load(plan.method)
-    start = time.perf_counter()
-    shard = next(iter(module.distill(plan.source, plan.teacher, small, [0], plan.run)))
-    seconds = time.perf_counter() - start
-    pools: Sequence[int] = [min(plan.config.pool, len(plan.source.train.of_class(c))) for c in range(len(plan.source.classes))]
+    """What `execute` would do, its seconds measured now on a small part and scaled up; nothing is written."""
+    source, cfg, count = plan.source, plan.config, len(plan.source.classes)
+    pools = [min(getattr(cfg, "pool", 0), len(source.train.of_class(label))) for label in range(count)]
+    if hasattr(cfg, "iterations"):
+        seconds, shard, measured = _few_iterations(plan)
+    elif hasattr(cfg, "pool"):
+        trial = min(16, *pools)
+        seconds, shard = _timed(plan, ipc=1, factor=1 if trial < factor_of(cfg) ** 2 else factor_of(cfg), pool=trial)
+        seconds, measured = seconds / trial * sum(pools) / count, f"{trial} images"
+    else:
+        seconds, shard = _timed(plan, ipc=1)
+        seconds, measured = seconds * cfg.ipc, "one image a class" if plan.method.joint else "one image"
     return {
-        "classes": len(plan.source.classes),
-        "images_read": sum(pools),
-        "images_made": plan.config.ipc * len(plan.source.classes),
-        "seconds": round(seconds / trial * sum(pools), 1),
-        "peak_bytes": max(shard.peak_bytes.values()),
-        "measured_on": f"{trial} images",
-        "label_bytes": plan.config.ipc * plan.config.factor**2 * len(plan.source.classes) ** 2 * 2,
+        "classes": count,
+        **({"images_read": sum(pools)} if any(pools) and not plan.method.joint else {}),
+        "images_made": cfg.ipc * count,
+        "seconds": round(seconds * (1 if plan.method.joint else count), 1),
+        "peak_bytes": max(shard.peak_bytes.values(), default=0),
+        "measured_on": measured,
+        "label_bytes": cfg.ipc * factor_of(cfg) ** 2 * count**2 * 2,
     }
+
+
+def _timed(plan: Plan, **changes: Any) -> tuple[float, ClassShard]:
+    """Seconds of the first class with settings changed, of all classes for a joint method, and the class."""
+    known = {f.name for f in fields(plan.config)}
+    small = replace(plan.config, **{name: value for name, value in changes.items() if name in known})
+    start = time.perf_counter()
+    shard = next(iter(plan.method.distill(plan.source, plan.teacher, small, [0], replace(plan.run, progress=False))))
+    return time.perf_counter() - start, shard
+
+
+def _few_iterations(plan: Plan) -> tuple[float, ClassShard, str]:
+    """The same from three iterations: the first with all that comes before it, the others as they are repeated."""
+    few, ticks = min(3, plan.config.iterations), [time.perf_counter()]
+    watched = replace(plan, run=replace(plan.run, watch=lambda _: ticks.append(time.perf_counter())))
+    _, shard = _timed(watched, iterations=few)
+    each = (ticks[few] - ticks[1]) / (few - 1) if few > 1 else 0.0
+    return ticks[1] - ticks[0] + each * (plan.config.iterations - 1), shard, f"{few} of {plan.config.iterations} iterations"

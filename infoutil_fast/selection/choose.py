@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from infoutil_fast.contract import Run
+from infoutil_fast.contract import Job, Run
 from infoutil_fast.data import Source, Split
 from infoutil_fast.data.windows import take
+from infoutil_fast.models.labelling import soft_labels
 from infoutil_fast.models.teacher import Teacher, refuse_nan
-from infoutil_fast.pixels.augment import resize
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.runtime.seeds import file_generator
 from infoutil_fast.selection import rded_crops
@@ -22,17 +21,33 @@ from infoutil_fast.selection.usefulness import window_scores
 from infoutil_fast.types import ClassShard, InputError, Windows
 
 
-class Common(Protocol):
-    """What the configuration of every training-free method has."""
+@dataclass(frozen=True)
+class PoolSettings:
+    """What is to be set for every training-free method."""
+
+    ipc: int = 10  # distilled images per class
+    factor: int = 0  # factor^2 windows are stitched into an image; 0: 2 from 96 px on, 1 below
+    pool: int = 300  # images per class to choose from
+    seed: int = 0  # of the pool and of all that is drawn
 
     @property
-    def ipc(self) -> int: ...
+    def needed(self) -> int:
+        """Windows that a class keeps."""
+        return self.ipc * self.factor**2
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The images of one class that windows are chosen from."""
+
+    label: int
+    split: Split  # with the pool's images in memory
+    positions: np.ndarray  # [P] int64, those that can be decoded
+    generators: list[Generator]  # [P], the randomness of each
+
     @property
-    def factor(self) -> int: ...
-    @property
-    def pool(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
+    def names(self) -> list[str]:
+        return [self.split.names[i] for i in self.positions]
 
 
 @dataclass(frozen=True)
@@ -50,60 +65,69 @@ class Choice:
 class Kept:
     """The windows that a class keeps, best first."""
 
+    label: int
     windows: Windows  # [n]
     crops: Tensor  # [n, 3, s, s] uint8
     scores: Tensor  # [n] float32
     index: np.ndarray  # [n] int64, place among all the windows tried
     pool: Tensor  # [P] float32, the score of each image of the pool: that of its best window
 
+    def reordered(self, order: np.ndarray) -> Kept:
+        """The same windows in another order [n]."""
+        return Kept(self.label, self.windows[order], self.crops[order], self.scores[order], self.index[order], self.pool)
 
-def draw(source: Source, label: int, cfg: Common, run: Run, stage: Stages) -> tuple[Split, np.ndarray, list[Generator]]:
-    """The class's pool without the images that cannot be decoded: held in memory, their positions [P], and the randomness of each.
+
+def draw_pool(source: Source, label: int, cfg: PoolSettings, run: Run, stage: Stages) -> Pool:
+    """The class's pool without the images that cannot be decoded.
 
     Raises `InputError` when fewer are left than the class keeps windows.
     """
     drawn = source.pool(label, cfg.pool, cfg.seed)
     with stage("read"):
         split, positions = source.train.held(drawn, run.workers)
-    if len(positions) < cfg.ipc * cfg.factor**2:
+    if len(positions) < cfg.needed:
         raise InputError(
             f"{len(positions)} of the {len(drawn)} images drawn of class {source.classes[label]!r} can be decoded, "
-            f"ipc {cfg.ipc} at factor {cfg.factor} needs {cfg.ipc * cfg.factor**2}: raise pool, or repair the files named above"
+            f"ipc {cfg.ipc} at factor {cfg.factor} needs {cfg.needed}: raise pool, or repair the files named above"
         )
-    return split, positions, [file_generator(cfg.seed, label, split.names[i]) for i in positions]
+    return Pool(label, split, positions, [file_generator(cfg.seed, label, split.names[i]) for i in positions])
 
 
-def keep(split: Split, teacher: Teacher, label: int, tried: Windows, cfg: Common, choice: Choice, run: Run, stage: Stages) -> Kept:
+def keep_best(pool: Pool, tried: Windows, teacher: Teacher, cfg: PoolSettings, choice: Choice, run: Run, stage: Stages) -> Kept:
     """Score the windows tried, image by image; of each image keep the one that is best, of those the best that the class needs."""
     with stage("cut"):
         side = teacher.facts.size // cfg.factor
-        crops = rded_crops.float_crops(split, tried, side) if choice.floats else take(split, tried, side, run.workers)
+        crops = rded_crops.float_crops(pool.split, tried, side) if choice.floats else take(pool.split, tried, side, run.workers)
     with stage("utility"):
-        names = [split.names[i] for i in tried.image]
-        chance = file_generator(cfg.seed, label, "scores")
-        if choice.score == "random" and split.drawn is not None:  # one for each image drawn: an undecodable one does not move the others
-            every = torch.rand(len(split.drawn) * choice.per_image, generator=chance)
-            scores = every[torch.from_numpy(np.isin(split.drawn, tried.image)).repeat_interleave(choice.per_image)]
-        else:
-            scores = window_scores(teacher, crops, names, label, choice.score, choice.score_at, chance, run.batch)
-        refuse_nan(scores[:, None], names, teacher.facts.name)
+        scores = _scores(pool, tried, crops, teacher, cfg.seed, choice, run)
     with stage("select"):
         one = best_of_image(scores, choice.per_image, choice.direction)
-        index = one[rank(scores[one], cfg.ipc * cfg.factor**2, choice.direction)]
+        index = one[rank(scores[one], cfg.needed, choice.direction)]
         best = rded_crops.truncated(crops[index]) if choice.floats else crops[index]
-    return Kept(tried[index.numpy()], best, scores[index], index.numpy(), scores[one])
+    return Kept(pool.label, tried[index.numpy()], best, scores[index], index.numpy(), scores[one])
 
 
-def shard(teacher: Teacher, label: int, kept: Kept, factor: int, run: Run, stage: Stages, heat: Tensor | None = None) -> ClassShard:
-    """Stitch each factor^2 consecutive windows; soft labels are the label teacher's logits of each window at its own full side."""
-    oracle = run.label_teacher or teacher
+def _scores(pool: Pool, tried: Windows, crops: Tensor, teacher: Teacher, seed: int, choice: Choice, run: Run) -> Tensor:
+    """The score of each window tried, float32 [n]."""
+    names = [pool.split.names[i] for i in tried.image]
+    chance = file_generator(seed, pool.label, "scores")
+    if choice.score == "random" and pool.split.drawn is not None:  # one for each image drawn: an undecodable one does not move the others
+        every = torch.rand(len(pool.split.drawn) * choice.per_image, generator=chance)
+        scores = every[torch.from_numpy(np.isin(pool.split.drawn, tried.image)).repeat_interleave(choice.per_image)]
+    else:
+        scores = window_scores(teacher, crops, names, pool.label, choice.score, choice.score_at, chance, run.forwards)
+    refuse_nan(scores[:, None], names, teacher.facts.name)
+    return scores
+
+
+def stitched(kept: Kept, teacher: Teacher, cfg: PoolSettings, run: Job, stage: Stages, heat: Tensor | None = None) -> ClassShard:
+    """The class, finished: each factor^2 consecutive windows an image, with the label teacher's logits of each window."""
     with stage("label"):
-        logits = oracle.logits(resize(kept.crops, oracle.facts.size), batch=run.batch)
-        refuse_nan(logits, [f"window {i} of class {label}" for i in range(len(logits))], oracle.facts.name)
+        soft = soft_labels(run.label_teacher or teacher, kept.crops, cfg.factor**2, kept.label, run.forwards)
     return ClassShard(
-        label,
-        stitch(kept.crops, factor),
-        logits.cpu().unflatten(0, (-1, factor * factor)),
+        kept.label,
+        stitch(kept.crops, cfg.factor),
+        soft,
         kept.windows,
         kept.scores.numpy(),
         {"pool_score": kept.pool.numpy(), **({} if heat is None else {"heat": heat.cpu().numpy()})},

@@ -1,93 +1,85 @@
-"""Synthetic images, their labels and step size under way: the real start, the optimiser, checkpoints, iterates."""
+"""Images that are learned: their real start, the loop over iterations with its checkpoints and iterates, and the finished set."""
 
 from __future__ import annotations
 
 import logging
-import math
 import pickle
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Generator, Tensor
+from torch.optim import Optimizer
+from tqdm import tqdm
 
-from infoutil_fast.contract import Run
+from infoutil_fast.contract import Job, Run
 from infoutil_fast.data import Source
 from infoutil_fast.data.windows import whole_windows
-from infoutil_fast.pixels import dsa
+from infoutil_fast.models.labelling import soft_labels
+from infoutil_fast.pixels.views import View
 from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.sets.store import ITERATES
-from infoutil_fast.synthesis.experts import Experts
-from infoutil_fast.synthesis.gradients import Matched
-from infoutil_fast.types import InputError, Windows
+from infoutil_fast.types import ClassShard, InputError, Windows
 
 log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 60.0  # between two checkpoints; when they are written changes no byte of the set
-
-
 STATE = "state.pt"  # the checkpoint, removed with the last class
-
-
 SURE = 20.0  # logit of the label where labels are hard: 1 - 1e-9 C after the softmax
 
 
 @dataclass(frozen=True)
-class Matching:
-    """The settings of every trajectory method."""
+class LearningSettings:
+    """What is to be set for every method that learns its images."""
 
     ipc: int = 10  # distilled images per class
     pool: int = 5000  # images per class to choose from: the real images that the synthetic ones start as
-    seed: int = 0  # of the start images, and of the segments, batches and augmentation of every iteration
+    seed: int = 0  # of the start images, and of all that is random in an iteration
     iterations: int = 5000  # updates of the synthetic images
-    syn_steps: int = 30  # steps of the student in an iteration
-    expert_epochs: int = 2  # length of the expert's segment that the student is to match
-    max_start: int = 20  # segments start before this epoch
-    batch_syn: int = 0  # synthetic images in a step of the student; 0: all
-    lr_img: float = 100.0  # learning rate of the pixels
-    lr_lr: float = 1e-5  # learning rate of the student's step size
-    lr_init: float = 0.01  # step size of the student at the start
-    augment: str = dsa.STRATEGY  # groups of DSA joined by _, empty for none
     keep_every: int = 0  # iterations from one iterate kept in the set's folder to the next, the start among them; 0: none
-    factor: ClassVar[int] = 1  # whole images, not stitched
 
     def __post_init__(self) -> None:
-        dsa.groups(self.augment)
-        for name in ("iterations", "syn_steps", "expert_epochs", "max_start"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("batch_syn", "lr_img", "lr_lr", "keep_every"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if not self.lr_init > 0:
-            raise InputError(f"lr_init must be above 0, not {self.lr_init}")
+        self.at_least(1, "iterations")
+        self.at_least(0, "keep_every")
+
+    def at_least(self, low: int, *names: str) -> None:
+        """Raise `InputError` for a field that is lower."""
+        for name in names:
+            if not getattr(self, name) >= low:
+                raise InputError(f"{name} must be {'at least 1' if low else '0 or more'}, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Images as the student sees them, their labels and its step size."""
+    """Images as the student sees them, their labels and its step size; which of them are learned is the optimiser's matter."""
 
     images: Tensor  # [n, 3, S, S] float32, class by class
     labels: Tensor  # [n] int64, or [n, C] float32 logits
     lr: Tensor  # []
     hard: Tensor  # [n] int64, the class of each image
     windows: Windows  # [n], the real images that they started as
+    classes: int  # C
 
 
-def start(source: Source, experts: Experts, cfg: Matching, positions: np.ndarray, labels: Tensor | None, run: Run) -> Synthetic:
+def from_real(
+    source: Source, positions: np.ndarray, view: View, size: int, run: Run, *, labels: Tensor | None = None, lr: float = 0.01
+) -> Synthetic:
     """The real images at `positions` [n], class by class; labels are class numbers where no logits [n, C] are given."""
-    split, device = source.train, experts.device
-    pixels = split.batch(positions, experts.size, run.workers).to(device)
-    hard = torch.from_numpy(split.labels[positions]).to(device)
-    lr = torch.tensor(cfg.lr_init, device=device)
-    return Synthetic(experts.view.see(pixels), hard if labels is None else labels, lr, hard, whole_windows(split, positions))
+    split = source.train
+    pixels = split.batch(positions, size, run.workers).to(run.device)
+    hard = torch.from_numpy(split.labels[positions]).to(run.device)
+    rate, windows = torch.tensor(lr, device=run.device), whole_windows(split, positions)
+    return Synthetic(view.see(pixels), hard if labels is None else labels, rate, hard, windows, len(source.classes))
 
 
-def random_positions(source: Source, cfg: Matching) -> np.ndarray:
+def random_positions(source: Source, cfg: LearningSettings) -> np.ndarray:
     """`ipc` random images of each class's pool that can be decoded, class by class, [C ipc] int64."""
     chosen = []
     for label, name in enumerate(source.classes):
@@ -101,42 +93,35 @@ def random_positions(source: Source, cfg: Matching) -> np.ndarray:
     return np.concatenate(chosen)
 
 
-def shuffled_pool(source: Source, label: int, cfg: Matching) -> np.ndarray:
+def shuffled_pool(source: Source, label: int, cfg: LearningSettings) -> np.ndarray:
+    """Positions [P] int64 of a class's pool in random order."""
     return np.random.default_rng([cfg.seed, label]).permutation(source.pool(label, cfg.pool, cfg.seed))
 
 
 class Learning:
     """Images, labels and step size under way, their optimiser, and the losses so far."""
 
-    def __init__(self, begin: Synthetic, cfg: Matching, lr_y: float):
-        self.cfg, self.lr_y = cfg, lr_y
+    def __init__(self, begin: Synthetic, optimiser: Callable[[Learning], Optimizer]):
         self.images, self.labels, self.lr = begin.images.clone(), begin.labels.clone(), begin.lr.clone()
-        groups: list[dict[str, Any]] = [{"params": [self.images], "lr": cfg.lr_img}, {"params": [self.lr], "lr": cfg.lr_lr}]
-        if lr_y > 0:
-            groups.append({"params": [self.labels], "lr": lr_y, "momentum": 0.9})
-        self.optimiser = torch.optim.SGD(groups, lr=1.0, momentum=0.5)
+        self.optimiser = optimiser(self)
         self.losses: list[float] = []
 
-    def update(self, found: Matched, threshold: float) -> None:
-        """One step of SGD; none where the loss is above the threshold."""
-        if not math.isfinite(found.loss):
-            raise InputError(
-                f"the matching loss is not finite in iteration {len(self.losses) + 1}: try a lower lr_img or lr_lr, or fewer syn_steps"
-            )
-        self.losses.append(found.loss)
-        if found.loss <= threshold:
-            self.images.grad, self.lr.grad, self.labels.grad = found.images, found.lr, found.labels if self.lr_y > 0 else None
-            self.optimiser.step()
+    @property
+    def done(self) -> int:
+        """Iterations so far."""
+        return len(self.losses)
 
-    def keep(self, folder: Path | None) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        return {"images": self.images, "labels": self.labels, "lr": self.lr}
+
+    def keep(self, folder: Path | None, every: int) -> None:
         """Write this iterate beside the set where it is one of those to keep."""
-        if folder is not None and self.cfg.keep_every and len(self.losses) % self.cfg.keep_every == 0:
-            iterate = {"images": self.images.cpu(), "labels": self.labels.cpu(), "lr": self.lr.cpu()}
-            write_bytes(folder / ITERATES / f"{len(self.losses):05d}.pt", _bytes(iterate))
+        if folder is not None and every and self.done % every == 0:
+            iterate = {name: tensor.cpu() for name, tensor in self.tensors().items()}
+            write_bytes(folder / ITERATES / f"{self.done:05d}.pt", _bytes(iterate))
 
     def save(self, file: Path) -> None:
-        state = {"images": self.images, "labels": self.labels, "lr": self.lr, "optimiser": self.optimiser.state_dict()}
-        write_bytes(file, _bytes({**state, "losses": self.losses}))
+        write_bytes(file, _bytes({**self.tensors(), "optimiser": self.optimiser.state_dict(), "losses": self.losses}))
 
     def restore(self, file: Path | None) -> None:
         """Continue from `file` where it is: fills the tensors in place."""
@@ -146,11 +131,86 @@ class Learning:
             state = torch.load(file, weights_only=True, map_location=self.images.device)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
             raise InputError(f"{file} cannot be read ({type(error).__name__}): delete it to start again") from error
-        for name in ("images", "labels", "lr"):
-            getattr(self, name).copy_(state[name])
+        for name, tensor in self.tensors().items():
+            tensor.copy_(state[name])
         self.optimiser.load_state_dict(state["optimiser"])
         self.losses = list(state["losses"])
-        log.info("%s: going on after iteration %d", file.parent, len(self.losses))
+        log.info("%s: going on after iteration %d", file.parent, self.done)
+
+
+def learn(
+    begin: Synthetic,
+    cfg: LearningSettings,
+    run: Job,
+    optimiser: Callable[[Learning], Optimizer],
+    iterate: Callable[[Learning, Generator], float],
+) -> tuple[Synthetic, list[float]]:
+    """`cfg.iterations` times `iterate`; what has been learned, and the loss of each iteration.
+
+    optimiser: of the tensors of the `Learning` it is given. iterate(now, generator): one iteration, its loss returned; all that is random
+    in it comes from the generator, which is that of (seed, iteration), so that a run that goes on from its checkpoint in `run.folder`
+    ends with the same bytes.
+    """
+    now = Learning(begin, optimiser)
+    file = None if run.folder is None else run.folder / STATE
+    now.restore(file)
+    saved = time.monotonic()
+    now.keep(run.folder, cfg.keep_every)
+    with tqdm(total=cfg.iterations, initial=now.done, desc="learn", unit="iteration", disable=None if run.progress else True) as bar:
+        while now.done < cfg.iterations:
+            now.losses.append(iterate(now, Generator().manual_seed(cfg.seed * 1_000_003 + now.done)))
+            bar.set_postfix(loss=f"{now.losses[-1]:.3f}", lr=f"{float(now.lr):.4f}", refresh=False)
+            bar.update()
+            if file is not None and (time.monotonic() - saved >= SAVE_SECONDS or now.done == cfg.iterations):
+                now.save(file)
+                saved = time.monotonic()
+            now.keep(run.folder, cfg.keep_every)
+            if run.watch is not None:
+                run.watch(now.done)
+    if not now.images.isfinite().all():
+        raise InputError("the images are not finite after the last iteration: try a lower lr_img")
+    return replace(begin, images=now.images, labels=now.labels, lr=now.lr), now.losses
+
+
+def finish(made: Synthetic, losses: list[float], view: View, labels: Sequence[int], run: Job, stage: Stages) -> Iterator[ClassShard]:
+    """The shards of `labels`, with soft labels by the label teacher where there is one; beforehand the files beside the set."""
+    if run.folder is not None:
+        _write_last(made, losses, view, run.folder)
+    own = {label: torch.nonzero(made.hard == label)[:, 0] for label in labels}
+    images = {label: view.unsee(made.images[rows]).cpu() for label, rows in own.items()}  # uint8
+    with stage("label"):
+        soft = {label: _soft(made, rows, images[label], label, run) for label, rows in own.items()}  # [n, 1, C] each
+    for label, rows in own.items():
+        yield ClassShard(
+            label,
+            images[label],
+            soft[label],
+            made.windows[rows.cpu().numpy()],
+            np.zeros(len(rows), np.float32),
+            seconds=dict(stage.seconds),
+            peak_bytes=dict(stage.peak_bytes),
+            pixels=made.images[rows].cpu(),
+        )
+    if run.folder is not None:  # every class is written by now
+        (run.folder / STATE).unlink(missing_ok=True)
+
+
+def _soft(made: Synthetic, rows: Tensor, images: Tensor, label: int, run: Job) -> Tensor:
+    """Label logits [n, 1, C] of one class: the label teacher's, or those learned, or sure ones."""
+    if run.label_teacher is not None:
+        return soft_labels(run.label_teacher, images, 1, label, run.forwards)
+    if made.labels.is_floating_point():
+        return made.labels[rows, None].cpu()
+    return (SURE * F.one_hot(made.hard[rows], made.classes).float())[:, None].cpu()
+
+
+def _write_last(made: Synthetic, losses: list[float], view: View, folder: Path) -> None:
+    """What was learned under the public codes' names, its own labels among it; the losses; the whitening."""
+    for name, value in (("images", made.images), ("labels", made.labels), ("lr", made.lr)):
+        write_bytes(folder / f"{name}_best.pt", _bytes(value.cpu()))
+    write_bytes(folder / "losses.csv", "".join(f"{i + 1},{loss:.6g}\n" for i, loss in enumerate(losses)).encode())
+    if view.zca is not None:
+        view.zca.save(folder / "zca.safetensors")
 
 
 def _bytes(value: object) -> bytes:

@@ -244,10 +244,11 @@ def test_teach_refuses_another_recipe_in_the_same_folder(tmp_path, capsys):
 
 def test_every_option_of_every_method_has_its_help(capsys):
     from infoutil_fast import methods
+    from infoutil_fast.cli.options import comments
 
     for name in methods.available():
-        comments = methods.comments(methods.load(name).Config)
-        assert all(comments.values()), f"{name}: {[k for k, v in comments.items() if not v]} have no comment"
+        found = comments(methods.load(name).config)
+        assert all(found.values()), f"{name}: {[k for k, v in found.items() if not v]} have no comment"
         with pytest.raises(SystemExit):
             main(["distill", "--method", name, "--help"])
         assert "images per class to choose from" in " ".join(capsys.readouterr().out.split())

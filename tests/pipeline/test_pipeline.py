@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 
 from infoutil_fast import InputError, distill, evaluate, load, open_source
+from infoutil_fast.contract import Run
 from infoutil_fast.methods.infoutil import heat_maps
 from infoutil_fast.pipeline.planning import prepare
-from infoutil_fast.runtime.seeds import file_generator
+from infoutil_fast.runtime.memory import Stages
+from infoutil_fast.selection.choose import draw_pool
 from infoutil_fast.sets.partial import hits
 from infoutil_fast.training.teaching import Recipe, teach
 
@@ -247,12 +249,10 @@ def test_paper_preset_asks_for_its_early_teacher(digits, digits_teacher, caplog)
 @pytest.mark.parametrize("design", ["leverage", "captum"])
 def test_maps_of_drawn_coalitions_repeat(design, digits, digits_teacher):
     """Their draws come from the configuration's seed, not from wherever torch's own generator stands."""
-    plan = prepare(digits, digits_teacher, ipc=1, pool=4, window=3, design=design, evaluations=40, dtype="float32")
-    pool = digits.pool(3, 4, 0)
-    images, names = digits.train.batch(pool, 32), [digits.train.names[i] for i in pool]
+    plan = prepare(digits, digits_teacher, ipc=1, pool=4, window=3, design=design, evaluations=40, run=Run())
     maps = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        generators = [file_generator(0, 3, name) for name in names]
-        maps.append(heat_maps(plan.teacher, images, 3, plan.config, plan.run, generators))
+        pool = draw_pool(digits, 3, plan.config, plan.run, Stages(plan.run.device))
+        maps.append(heat_maps(pool, plan.teacher, plan.config, plan.run))
     assert torch.equal(*maps)

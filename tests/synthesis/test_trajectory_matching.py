@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from infoutil_fast import InputError, distill, load, methods
 from infoutil_fast.cli import main
+from infoutil_fast.contract import Job, Run
 from infoutil_fast.data import Source
 from infoutil_fast.methods import datm
 from infoutil_fast.methods import tesla as tesla_module
@@ -77,7 +79,7 @@ def test_tesla_exact_is_mtt(sets):
 @pytest.mark.parametrize("at", [1, 3])
 def test_same_bytes_after_an_interruption(method, at, sets, digits, experts, tmp_path, monkeypatch):
     name = "unroll" if method == "mtt" else "recursion"
-    module, calls = methods.load(method), []
+    module, calls = import_module(f"infoutil_fast.methods.{method}"), []
     real = getattr(module, name)
 
     def interrupted(*args):
@@ -86,7 +88,7 @@ def test_same_bytes_after_an_interruption(method, at, sets, digits, experts, tmp
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(trajectory_matching, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(synthetic, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(module, name, interrupted)
     out = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
@@ -176,7 +178,7 @@ def test_datm_ends_where_a_class_has_too_few_right_images(digits, experts, tmp_p
     wrong = tmp_path / "wrong"
     train_experts(digits, replace(NET, epochs=3, lr=1e-9, experts=1), wrong, device=CPU, progress=False)
     with pytest.raises(InputError, match=r"the experts are right on \d+ of 40 images of class"):
-        list(datm.distill(digits, Experts(wrong), datm.Config(ipc=30, pool=40), range(10), trajectory_matching.Run()))
+        list(datm.distill(digits, Experts(wrong), datm.Config(ipc=30, pool=40), range(10), Job()))
 
 
 def test_the_threshold_keeps_everything_where_it_is(digits, experts, tmp_path):
@@ -187,9 +189,7 @@ def test_the_threshold_keeps_everything_where_it_is(digits, experts, tmp_path):
         )
         for t in (1e-9, 1e9)
     )
-    _, begin = datm.right_images(
-        digits, experts, datm.Config(**{k: OPTIONS[k] for k in ("ipc", "max_start")}, cur_start=2), trajectory_matching.Run()
-    )
+    _, begin = datm.right_images(digits, experts, datm.Config(**{k: OPTIONS[k] for k in ("ipc", "max_start")}, cur_start=2), Job())
     assert torch.equal(still, begin)
     assert not torch.equal(moved, begin)
 
@@ -202,7 +202,7 @@ def test_the_window_of_starts_grows():
 
 def test_every_recipe_fits_its_method():
     for name, table in (("mtt", published.MTT), ("tesla", published.TESLA), ("datm", published.DATM)):
-        config = methods.load(name).Config
+        config = methods.load(name).config
         for preset, settings in table.items():
             assert config(**settings).ipc == int(preset.split("ipc")[1])
     assert published.MTT["cifar10-ipc1"]["lr_lr"] == 1e-7
@@ -253,7 +253,7 @@ def test_what_cannot_be_matched_is_refused(digits, digits_teacher, experts, tmp_
 
     refused("reach epoch 7, the experts at .* have 6", max_start=6)
     refused("make them with", teacher=digits_teacher)
-    refused("leave out the label teacher", label_teacher=digits_teacher)
+    refused("mtt learns from a folder of `infoutil experts`.*: give one", teacher=None)
     refused("iterations must be at least 1", iterations=0)
     refused("halve belongs to", method="tesla", halve=True)
     refused("exact, first_order", method="tesla", mode="full")
@@ -263,8 +263,8 @@ def test_what_cannot_be_matched_is_refused(digits, digits_teacher, experts, tmp_
 
 
 def test_estimate_measures_and_writes_nothing(digits, experts, tmp_path):
-    options = {k: v for k, v in OPTIONS.items() if k != "progress"}
-    plan = prepare(digits, experts.path, method="tesla", **{**options, "iterations": 50})
+    options = {k: v for k, v in OPTIONS.items() if k not in ("progress", "dtype")}
+    plan = prepare(digits, experts.path, method="tesla", run=Run(), **{**options, "iterations": 50})
     cost = estimate(plan)
     assert cost["measured_on"] == "3 of 50 iterations"
     assert cost["images_made"] == 20
@@ -297,7 +297,7 @@ def test_command(experts, tmp_path, capsys):
 def test_float64_tesla_is_mtt_to_rounding(digits, experts):
     """The whole inner problem as a method poses it, in float64."""
     cfg = trajectory_matching.Matching(ipc=1, syn_steps=6, batch_syn=4)
-    begin = synthetic.start(digits, experts, cfg, synthetic.random_positions(digits, cfg), None, trajectory_matching.Run())
+    begin = synthetic.from_real(digits, synthetic.random_positions(digits, cfg), experts.view, experts.size, Job())
     segment = experts.segment(1, 2, 2)
     wide = gradients.Segment(segment.start.double(), segment.target.double())
     steps = trajectory_matching.draw_steps(10, cfg, torch.Generator().manual_seed(3))

@@ -18,7 +18,6 @@ from infoutil_fast.data import CIFAR10, IMAGENET, Split
 from infoutil_fast.methods import load
 from infoutil_fast.models import nets
 from infoutil_fast.models.teacher import Facts, Teacher
-from infoutil_fast.pipeline.planning import configure
 from infoutil_fast.pixels.views import normalise
 from infoutil_fast.selection import rded_crops
 from infoutil_fast.sets.labels import Batch, HardLabels, OnlineLabels
@@ -140,7 +139,7 @@ def test_the_preset_sets_every_flag_and_no_default_has_one():
     flags = ("imagenet_stats", "float_crops", "decay_named", "default_stem", "resized_test")
     assert all(getattr(code, flag) and not getattr(plain, flag) for flag in flags)
     assert (code.schedule, code.bn_updates, code.temperature, code.cutmix, code.epochs) == ("half_cosine", 2, 20.0, True, 300)
-    made = configure(load("rded"), "rded-code", {})
+    made = load("rded").configure("rded-code", {})
     assert made.float_crops
     assert made.float32_loss
     assert made.jpeg75
