@@ -52,6 +52,7 @@ class Job(Run):
     """A run of one method: how to run, and what belongs to the set that is being made."""
 
     label_teacher: Teacher | None = None  # gives the soft labels; None: the teacher itself, or the method
+    score_teacher: Teacher | None = None  # scores the windows that are chosen among; None: the teacher itself
     folder: Path | None = None  # of the set, where joint methods keep their state; None: nowhere
     watch: Callable[[int], None] | None = None  # told the number of each finished iteration
 

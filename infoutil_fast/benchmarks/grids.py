@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infoutil_fast.types import one_of
@@ -12,7 +12,7 @@ from infoutil_fast.types import one_of
 class Row:
     """One way to make a set. Teachers are named by their role in the grid."""
 
-    name: str
+    name: str  # without commas, which part the rows of an option
     options: dict[str, Any]  # of `distill`, method among them
     scorer: str = ""  # role of the net that scores the windows; empty: the teacher
     tiles: bool = False  # students take the stitched images apart
@@ -45,14 +45,14 @@ CONTROLS = (
     Row("random windows", {"method": "random", "windows": "random", "factor": 1}),
     Row("random tiles", {"method": "random", "factor": 2}, tiles=True),
     RDED,
-    Row("rded's ranking, tiles", {**WHOLE, "factor": 2, "score": "loss", "score_at": "source", "direction": "low"}, tiles=True),
+    Row("rded's ranking in tiles", {**WHOLE, "factor": 2, "score": "loss", "score_at": "source", "direction": "low"}, tiles=True),
 )
 
 
 def ranked(score: str, scorer: str, pool: int, tiles: int, **options: Any) -> Row:
     """Whole images of lowest score, alone or as tiles."""
-    name = f"{score} {scorer or 'teacher'}, pool {pool or 'all'}" + (f", {tiles * tiles} tiles" if tiles > 1 else "")
-    name += "".join(f", {key} {value}" for key, value in options.items())
+    name = f"{score} by {scorer or 'teacher'} of {pool or 'all'}" + (f" in {tiles * tiles} tiles" if tiles > 1 else "")
+    name += "".join(f" {key} {value}" for key, value in options.items())
     made = {**WHOLE, "factor": tiles, "score": score, "score_at": "source", "direction": "low", "pool": pool, **options}
     return Row(name, made, scorer, tiles > 1)
 
@@ -62,24 +62,24 @@ GATE = (
     *(ranked("grad_norm", scorer, 1000, 2) for scorer in ("", "epoch1", "epoch2", "epoch5", "epoch10")),
     *(ranked(score, "epoch2", 1000, 2) for score in ("el2n", "loss")),
     *(ranked("grad_norm", "epoch2", pool, 2) for pool in (300, 0)),
-    *(ranked("grad_norm", "epoch2", 0, tiles, cover=share) for tiles in (1, 2) for share in (0.1, 0.3, 0.7)),
+    *(ranked("grad_norm", "epoch2", 0, tiles, easiest=share, cover="facility") for tiles in (1, 2) for share in (0.1, 0.3, 0.7)),
     *(ranked("grad_norm", "epoch2", 0, tiles) for tiles in (1,)),
-    *(ranked("grad_norm", "epoch2", 0, tiles, cover=0.3, cover_by="herding") for tiles in (1, 2)),
+    *(ranked("grad_norm", "epoch2", 0, tiles, easiest=0.3, cover="herding") for tiles in (1, 2)),
 )
 PAPER = (  # the paper's preset on 32 px images: what each departure from its most natural reading changes
     RANDOM,
     RDED,
     Row("paper", {"method": "infoutil", "preset": "paper"}),
-    Row("paper, whole images", {"method": "infoutil", "preset": "paper", "window": 4}),
-    Row("paper, whole images, norms of epoch 5", {"method": "infoutil", "preset": "paper", "window": 4}, "epoch5"),
-    Row("paper, whole images, low", {"method": "infoutil", "preset": "paper", "window": 4, "direction": "low"}),
+    Row("paper whole images", {"method": "infoutil", "preset": "paper", "window": 4}),
+    Row("paper whole images norms of epoch 5", {"method": "infoutil", "preset": "paper", "window": 4}, "epoch5"),
+    Row("paper whole images low", {"method": "infoutil", "preset": "paper", "window": 4, "direction": "low"}),
 )
 GRIDS: dict[str, Grid] = {
     "gate": Grid(GATE),
     "paper": Grid(PAPER, labels=("online", "online:epoch5", "online:epoch10"), ipcs=(1, 10, 50), recipe="rded", seeds=3),
     "cifar10": Grid((*CONTROLS, Row("infoutil", {"method": "infoutil"})), labels=("hard", "soft", "online"), ipcs=(1, 10, 50)),
     "small": Grid(  # minutes on two cores: to see that all of it runs
-        (RANDOM, CONTROLS[2], RDED, ranked("grad_norm", "epoch1", 0, 2, cover=0.3)),
+        (RANDOM, CONTROLS[2], RDED, ranked("grad_norm", "epoch1", 0, 2, easiest=0.3, cover="facility")),
         net="convnet3-w16",
         teacher_epochs=2,
         snapshots=(1,),
@@ -92,7 +92,23 @@ GRIDS: dict[str, Grid] = {
 }
 
 
-def grid(name: str) -> Grid:
-    """A grid by name; `InputError` for any other."""
-    one_of("grid", name, tuple(GRIDS))
-    return GRIDS[name]
+@dataclass(frozen=True)
+class Limits:
+    """What of a grid is run; empty: all that it names."""
+
+    rows: tuple[str, ...] = ()  # rows by name
+    ipcs: tuple[int, ...] = ()  # images per class
+    labels: tuple[str, ...] = ()  # kinds of labels, with a snapshot behind a colon
+    seeds: int = 0  # so many pairs
+    epochs: int = 0  # of a student on whole images
+    student: str = ""  # net
+    recipe: str = ""  # of the students
+
+
+def limited(grid: Grid, limits: Limits) -> Grid:
+    """The grid with only what `limits` leaves of it. Raises `InputError` for a row that it does not have."""
+    for name in limits.rows:
+        one_of("row", name, tuple(row.name for row in grid.rows))
+    rows = tuple(row for row in grid.rows if not limits.rows or row.name in limits.rows)
+    asked = {name: value for name, value in vars(limits).items() if value and name != "rows"}
+    return replace(grid, rows=rows, **asked)

@@ -25,6 +25,7 @@ from infoutil_fast.types import InputError
 
 log = logging.getLogger(__name__)
 JUDGES = ("held-out", "test")
+LINES = "results.jsonl"
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,8 @@ def results(study: Study) -> list[dict[str, Any]]:
         raise InputError(f"judge {study.judge!r} is not known; known: {', '.join(JUDGES)}")
     source = divided(study.source, study.grid.held_out, study.judge)
     roles = teachers(study, source)
-    file = study.out / "results.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    asked = list(cells(study.grid))
-    todo = [cell for cell in asked if not any(cell.key(study.grid, study.judge).items() <= line.items() for line in lines)]
+    lines, file = there(study), study.out / LINES
+    asked, todo = list(cells(study.grid)), missing(study, lines)
     with tqdm(
         total=len(asked), initial=len(asked) - len(todo), desc="bench results", unit="cell", disable=None if study.progress else True
     ) as bar:
@@ -130,8 +129,8 @@ def teachers(study: Study, source: Source) -> dict[str, str]:
     roles = {"": study.teacher or str(folder / "last.safetensors")}
     roles |= {f"epoch{n}": str(folder / f"epoch{n:03d}.safetensors") for n in grid.snapshots}
     wanted = {row.scorer for row in grid.rows} | {labels.partition(":")[2] for labels in grid.labels}
-    if missing := sorted(role or "teacher" for role in wanted if role not in roles or not Path(roles[role]).exists()):
-        raise InputError(f"no checkpoint for {', '.join(missing)}: there are {', '.join(sorted(roles))[2:]} in {folder}")
+    if absent := sorted(role or "teacher" for role in wanted if role not in roles or not Path(roles[role]).exists()):
+        raise InputError(f"no checkpoint for {', '.join(absent)}: there are {', '.join(sorted(roles))[2:]} in {folder}")
     return roles
 
 
@@ -198,15 +197,27 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def hours(study: Study, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is missing of the grid, and how long it takes by what was measured: at each ipc the mean of its cells, else scaled by steps."""
-    asked = list(cells(study.grid))
-    missing = [cell for cell in asked if not any(cell.key(study.grid, study.judge).items() <= line.items() for line in lines)]
+def hours(study: Study) -> dict[str, Any]:
+    """What is missing of the grid, and how long it takes by what was measured: the mean of an ipc's cells, else that of the nearest ipc
+    in proportion."""
+    lines = there(study)
     known: dict[int, list[float]] = {}
     for line in lines:
         known.setdefault(line["ipc"], []).append(line["student_seconds"] + line["set_seconds"])
-    if not known:
-        return {"cells": len(asked), "missing": len(missing), "hours": None}
-    near = {cell.ipc: min(known, key=lambda ipc: abs(math.log(ipc / cell.ipc))) for cell in missing}
-    seconds = sum(float(np.mean(known[near[cell.ipc]])) * max(1, cell.ipc / near[cell.ipc]) for cell in missing)
-    return {"cells": len(asked), "missing": len(missing), "hours": round(seconds / 3600, 2)}
+    left, seconds = missing(study, lines), 0.0
+    for cell in left if known else ():
+        near = min(known, key=lambda ipc, cell=cell: abs(math.log(ipc / cell.ipc)))  # type: ignore[misc]
+        seconds += float(np.mean(known[near])) * max(1, cell.ipc / near)
+    return {"cells": len(list(cells(study.grid))), "missing": len(left), "hours": round(seconds / 3600, 2) if known else None}
+
+
+def there(study: Study) -> list[dict[str, Any]]:
+    """The lines measured so far."""
+    file = study.out / LINES
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def missing(study: Study, lines: list[dict[str, Any]]) -> list[Cell]:
+    """The cells of the grid that have no line."""
+    keys = [cell.key(study.grid, study.judge) for cell in cells(study.grid)]
+    return [cell for cell, key in zip(cells(study.grid), keys, strict=True) if not any(key.items() <= line.items() for line in lines)]

@@ -1,4 +1,4 @@
-"""`infoutil bench methods` and `infoutil bench memory`."""
+"""`infoutil bench methods`, `infoutil bench memory` and `infoutil bench results`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Any
 
 from infoutil_fast.benchmarks import compare, counted_memory
 from infoutil_fast.benchmarks.entrants import Settings
+from infoutil_fast.benchmarks.grids import GRIDS, Limits, limited
+from infoutil_fast.benchmarks.paired import as_markdown
+from infoutil_fast.benchmarks.results import JUDGES, Study, hours, results
 from infoutil_fast.benchmarks.tables import as_text
 from infoutil_fast.cli.options import add_options, given
+from infoutil_fast.data import open_source
 from infoutil_fast.synthesis.trajectory_matching import Matching
 
 Show = Callable[[Any, str], None]
@@ -36,6 +40,16 @@ def add(commands: Any, common: Sequence[argparse.ArgumentParser], running: Seque
     add_options(memory, counted_memory.Problem)
     memory.set_defaults(run=_memory)
 
+    table = kinds.add_parser("results", parents=running, help="a grid of accuracies, paired by seed, with intervals")
+    table.add_argument("grid", choices=tuple(GRIDS), help="which rows, ipcs, labels, seeds and students")
+    table.add_argument("source", help="folder, .npz, CIFAR batches, digits or demo")
+    table.add_argument("out", type=Path, help="folder of the teacher, the sets, the lines and the table; what is there is not done again")
+    table.add_argument("--judge", default="held-out", choices=JUDGES, help="choose on held-out training images; test images once")
+    table.add_argument("--teacher", default="", help="a checkpoint, with its snapshots beside it, instead of training one")
+    table.add_argument("--dry-run", action="store_true", help="only what is missing, and the hours it takes by what was measured")
+    add_options(table, Limits)
+    table.set_defaults(run=_results)
+
 
 def _methods(args: argparse.Namespace, show: Show) -> None:
     own = given(args)
@@ -52,6 +66,18 @@ def _methods(args: argparse.Namespace, show: Show) -> None:
         progress=not args.quiet,
     )
     show(rows, f"{as_text(rows)}\n{args.out / 'rows.jsonl'}, {args.out / 'methods.png'}")
+
+
+def _results(args: argparse.Namespace, show: Show) -> None:
+    grid = limited(GRIDS[args.grid], Limits(**given(args)))
+    how = {"device": args.device, "dtype": args.dtype, "workers": args.workers, "progress": not args.quiet}
+    study = Study(grid, open_source(args.source), args.out, args.judge, args.teacher, **how)
+    if args.dry_run:
+        left = hours(study)
+        show(left, f"{left['missing']} of {left['cells']} cells are missing, {left['hours'] or 'an unknown number of'} hours")
+        return
+    lines = results(study)
+    show(lines, as_markdown(lines))
 
 
 def _memory(args: argparse.Namespace, show: Show) -> None:

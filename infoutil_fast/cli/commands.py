@@ -106,6 +106,7 @@ def _distill(args: argparse.Namespace, show: Show) -> None:
         method=asked.get("method", args.method),
         preset=args.preset,
         label_teacher=args.label_teacher or asked.get("label_teacher"),
+        score_teacher=args.score_teacher or asked.get("score_teacher"),
         run=Run.of(device=args.device, dtype=dtype, workers=args.workers, batch=args.batch, progress=not args.quiet),
         **{**asked["options"], **given(args)},
     )
@@ -126,11 +127,12 @@ def _again(path: Path) -> dict[str, Any]:
     from infoutil_fast.sets.store import read_meta
 
     meta = read_meta(path.parent if path.name == "meta.json" else path)
-    main, early = meta["teacher"], meta["label_teacher"]
+    main, early, scorer = meta["teacher"], meta["label_teacher"], meta.get("score_teacher")
     return {
         "source": meta["source"]["spec"],
         "teacher": main and main["spec"],
         "label_teacher": early and early["spec"],
+        "score_teacher": scorer and scorer["spec"],
         "method": meta["method"],
         "dtype": meta["dtype"],
         "options": meta["config"],

@@ -24,7 +24,7 @@ def add_options(parser: argparse._ActionsContainer, config: type, skip: Sequence
         if kind is bool:
             option["action"] = argparse.BooleanOptionalAction
         elif kind is tuple:
-            element: Any = type(default[0]) if default else int
+            element: Any = str if "str" in str(f.type) else int
             option.update(type=lambda text, element=element: tuple(element(v) for v in text.split(",")), metavar="A,B")
             default = ",".join(map(str, default)) if default else default
         else:

@@ -155,10 +155,10 @@ class Source:
     std: Triple
 
     def pool(self, label: int, count: int, seed: int) -> np.ndarray:
-        """`Split.draw` of at least 1 image in `train`."""
-        if count < 1:
-            raise InputError(f"a pool has at least 1 image, not {count}")
-        return self.train.draw(label, count, seed)
+        """`Split.draw` of `count` images in `train`; 0: of all."""
+        if count < 0:
+            raise InputError(f"a pool has at least 1 image, or 0 for all, not {count}")
+        return self.train.draw(label, count or None, seed)
 
     def log_skipped(self) -> None:
         """One line on each split of which images were left out."""

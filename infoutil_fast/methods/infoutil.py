@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,11 +16,12 @@ from infoutil_fast.models.teacher import Teacher, refuse_nan
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.runtime.seeds import file_generator
 from infoutil_fast.selection.choose import Choice, Pool, PoolSettings, draw_pool, keep_best, stitched
-from infoutil_fast.selection.ranking import DIRECTIONS, noisy_cells, pool_heat
-from infoutil_fast.selection.usefulness import INPUTS, SCORES
+from infoutil_fast.selection.coverage import COVERS
+from infoutil_fast.selection.ranking import DIRECTIONS, noisy_cells, pool_heat, smallest_width
+from infoutil_fast.selection.usefulness import SCORES, WINDOWS_AT
 from infoutil_fast.shapley.designs import plan
 from infoutil_fast.shapley.maps import PAYOFFS, PatchShapley
-from infoutil_fast.types import ClassShard, InputError, one_of
+from infoutil_fast.types import ClassShard, InputError, Windows, one_of
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,28 @@ class Config(PoolSettings):
     noise: float = 2.0  # standard deviation of the noise in deviations of the pooled map; 0: none
     distinct: bool = False  # the windows tried of one image differ
     score: str = "grad_norm"  # utility: grad_norm, last_layer, el2n, loss, or random: the ablation without norm
-    score_at: str = "native"  # size of a window when it is scored: native, pad, resize
+    score_at: str = "native"  # size of a window when it is scored: native, pad, resize, or source (cut anew at the full side)
     direction: str = "low"  # scores to keep: low (easy windows), high (the paper), medium
+    holding: float = 0.0  # a window as small as holds this share of the map's positive values (from `window` up); 0: all of one size
+    easiest: float = 1.0  # share of the pool, best scores first, that may be chosen
+    cover: str = ""  # choose those that stand for the class: facility (location), herding; empty: the best scores
 
     def __post_init__(self) -> None:
         one_of("windows", self.windows, ("shapley", "random"))
         one_of("payoff", self.payoff, tuple(PAYOFFS))
         one_of("score", self.score, SCORES)
-        one_of("score_at", self.score_at, INPUTS)
+        one_of("score_at", self.score_at, WINDOWS_AT)
         one_of("direction", self.direction, DIRECTIONS)
         if self.windows == "shapley":
             plan(self.design, self.grid**2, self.evaluations or None)
         if not 0 <= self.window <= self.grid:
             raise InputError(f"window must be 1 to grid = {self.grid} patches, or 0 for the rule, not {self.window}")
-        if self.noise < 0:
+        if not self.noise >= 0:
             raise InputError(f"noise must be 0 or more, not {self.noise}")
+        if not 0 < self.easiest <= 1 or not 0 <= self.holding <= 1:
+            raise InputError(f"easiest must be above 0 and at most 1, holding 0 to 1, not {self.easiest} and {self.holding}")
+        if self.cover:
+            one_of("cover", self.cover, tuple(COVERS))
 
 
 # What the paper states; where it is silent Captum's defaults, half-side windows and padded scoring. Its early teacher is `label_teacher`.
@@ -83,10 +92,24 @@ def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int]
             with stage("shapley"):
                 heat = heat_maps(pool, teacher, cfg, run)
             with stage("cut"):
-                cells = noisy_cells(pool_heat(heat, width), crops, cfg.noise, pool.generators, cfg.distinct)
-                tried = windows_at(pool.split, pool.positions, cells, cfg.grid, width)
-        kept = keep_best(pool, tried, teacher, cfg, Choice(crops, cfg.score, cfg.score_at, cfg.direction), run, stage)
+                tried = placed(pool, heat, width, cfg)
+        choice = Choice(crops, cfg.score, cfg.score_at, cfg.direction, cfg.easiest, cfg.cover)
+        kept = keep_best(pool, tried, teacher, cfg, choice, run, stage)
         yield stitched(kept, teacher, cfg, run, stage, heat if heat is None else heat[kept.index // crops])
+
+
+def placed(pool: Pool, heat: Tensor, width: int, cfg: Config) -> Windows:
+    """The windows tried [P * crops], image by image: of one width, or each image's own where they are to hold a share of the map."""
+    widths = torch.full((len(heat),), width)
+    if cfg.holding:
+        widths = smallest_width(heat, cfg.holding, range(width, cfg.grid + 1))
+    rows = np.empty((len(heat), cfg.crops, 4), np.int64)
+    for own in widths.unique().tolist():
+        at = torch.nonzero(widths == own)[:, 0].numpy()
+        cells = noisy_cells(pool_heat(heat[at], own), cfg.crops, cfg.noise, [pool.generators[i] for i in at], cfg.distinct)
+        found = windows_at(pool.split, pool.positions[at], cells, cfg.grid, own)
+        rows[at] = np.stack([found.image, found.top, found.left, found.size], 1).reshape(len(at), cfg.crops, 4)
+    return Windows(*rows.reshape(-1, 4).T)
 
 
 def heat_maps(pool: Pool, teacher: Teacher, cfg: Config, run: Run) -> Tensor:

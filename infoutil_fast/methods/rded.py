@@ -38,7 +38,7 @@ PRESETS = {
 
 def distill(source: Source, teacher: Teacher, cfg: Config, labels: Sequence[int], run: Job) -> Iterator[ClassShard]:
     """One finished shard of each class in `labels`. Image j holds ranks j, n + j, 2n + j, 3n + j, as in RDED's code."""
-    choice = Choice(cfg.crops, "float32_loss" if cfg.float32_loss else "loss", cfg.score_at, "low", cfg.float_crops)
+    choice = Choice(cfg.crops, "float32_loss" if cfg.float32_loss else "loss", cfg.score_at, "low", floats=cfg.float_crops)
     for label in labels:
         stage = Stages(teacher.device)
         pool = draw_pool(source, label, cfg, run, stage)

@@ -15,7 +15,7 @@ from infoutil_fast._version import __version__
 from infoutil_fast.contract import EXPERTS, NET, TEACHER, Job, Method, Run
 from infoutil_fast.data import Source, open_source
 from infoutil_fast.models import nets
-from infoutil_fast.models.teacher import Facts, Teacher, check_accuracy, load_teacher
+from infoutil_fast.models.teacher import Teacher, check_accuracy, load_teacher
 from infoutil_fast.sets import store
 from infoutil_fast.synthesis.experts import Experts, open_experts
 from infoutil_fast.types import InputError
@@ -48,6 +48,7 @@ def prepare(
     method: str = "infoutil",
     preset: str | None = None,
     label_teacher: str | Path | Teacher | None = None,
+    score_teacher: str | Path | Teacher | None = None,
     run: Run | None = None,
     **options: Any,
 ) -> Plan:
@@ -56,8 +57,10 @@ def prepare(
     config = chosen.configure(preset, options)
     opened = source if isinstance(source, Source) else open_source(source)
     main = learned_from(chosen, teacher, opened, config, run)
-    labeller = label_teacher if isinstance(label_teacher, Teacher | None) else load_teacher(str(label_teacher), opened, run.device)
-    judges = [judge for judge in (main, labeller) if not isinstance(judge, str | None)]
+    labeller, scorer = (opened_teacher(other, opened, run) for other in (label_teacher, score_teacher))
+    if scorer is not None and (chosen.joint or not hasattr(config, "pool")):
+        raise InputError(f"{method} scores no windows of a pool: leave out the score teacher")
+    judges = [judge for judge in (main, labeller, scorer) if not isinstance(judge, str | None)]
     size = opened.size if isinstance(main, str) else main.facts.size
     config = resolve(config, size)
     if chosen.check is not None:
@@ -69,8 +72,12 @@ def prepare(
         right = check_accuracy(judge, opened, workers=run.workers)
         log.info("teacher %s is right on %.1f%% of a sample of %s", judge.facts.name, 100 * right, opened.name)
     where = run.device if isinstance(main, str) else main.device  # of a teacher that was given opened: its own
-    job = Job(**{**vars(run), "device": where}, label_teacher=labeller)
-    return Plan(opened, main, chosen, config, job, describe(opened, main, labeller, chosen, config, job, size))
+    job = Job(**{**vars(run), "device": where}, label_teacher=labeller, score_teacher=scorer)
+    return Plan(opened, main, chosen, config, job, describe(opened, main, chosen, config, job, size))
+
+
+def opened_teacher(given: str | Path | Teacher | None, source: Source, run: Run) -> Teacher | None:
+    return given if isinstance(given, Teacher | None) else load_teacher(str(given), source, run.device)
 
 
 def learned_from(method: Method, given: Given | None, source: Source, config: Any, run: Run) -> Teacher | Experts | str:
@@ -93,9 +100,11 @@ def learned_from(method: Method, given: Given | None, source: Source, config: An
 
 def resolve(config: Any, size: int) -> Any:
     """Replace factor 0 by the rule: 2 from 96 px on, else 1; whole images are not stitched."""
-    for name in ("ipc", "pool", "crops"):
+    for name in ("ipc", "crops"):
         if getattr(config, name, 1) < 1:
             raise InputError(f"{name} must be at least 1, not {getattr(config, name)}")
+    if getattr(config, "pool", 0) < 0:
+        raise InputError(f"pool must be at least 1, or 0 for all images, not {config.pool}")
     if factor_of(config) == 0:
         whole = getattr(config, "windows", "") == "whole"
         config = replace(config, factor=2 if size >= 96 and not whole else 1)
@@ -118,7 +127,7 @@ def check_pool(source: Source, config: Any) -> None:
         return
     factor = factor_of(config)
     windows = config.ipc * factor**2
-    if config.pool < windows:
+    if 0 < config.pool < windows:
         raise InputError(
             f"ipc {config.ipc} at factor {factor} keeps {windows} windows of as many images, the pool is {config.pool}: raise pool"
         )
@@ -128,13 +137,13 @@ def check_pool(source: Source, config: Any) -> None:
             raise InputError(f"class {name!r} has {have} images, ipc {config.ipc} at factor {factor} needs {windows}: lower ipc or factor")
 
 
-def describe(
-    source: Source, main: Teacher | Experts | str, labeller: Teacher | None, method: Method, config: Any, run: Run, size: int
-) -> dict[str, Any]:
+def describe(source: Source, main: Teacher | Experts | str, method: Method, config: Any, run: Job, size: int) -> dict[str, Any]:
     """The meta.json: all that decides the bytes of the set."""
 
-    def about(facts: Facts) -> dict[str, Any]:
-        return {key: value for key, value in asdict(facts).items() if key != "classes"}
+    def about(teacher: Teacher | Experts | str | None) -> dict[str, Any] | None:
+        if isinstance(teacher, str | None):  # a net's name is in the settings
+            return None
+        return {key: value for key, value in asdict(teacher.facts).items() if key != "classes"}
 
     meta = {
         "format": store.FORMAT,
@@ -147,7 +156,8 @@ def describe(
         "ipc": config.ipc,
         "seed": config.seed,
         "dtype": str(run.dtype).removeprefix("torch."),
-        "teacher": None if isinstance(main, str) else about(main.facts),
-        "label_teacher": None if labeller is None else about(labeller.facts),
+        "teacher": about(main),
+        "label_teacher": about(run.label_teacher),
+        "score_teacher": about(run.score_teacher),
     }
     return dict(json.loads(json.dumps(meta)))

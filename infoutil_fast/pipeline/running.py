@@ -30,6 +30,7 @@ def distill(
     method: str = "infoutil",
     preset: str | None = None,
     label_teacher: str | Path | Teacher | None = None,
+    score_teacher: str | Path | Teacher | None = None,
     device: str = "auto",
     dtype: str = "auto",
     workers: int = 0,
@@ -40,18 +41,19 @@ def distill(
 ) -> Path:
     """Distil `source` with `teacher` into the folder `out` and return it; the command is `infoutil distill`.
 
-    source, teacher, label_teacher: what `open_source` and `load_teacher` take, or the opened thing. For mtt, tesla and datm the teacher
-    is a folder of `infoutil experts`; for a method that learns from a net's name it is None. The label teacher gives the soft labels
-    (the paper's early teacher); None: the teacher does, or the method itself. preset: the method's settings as published ("paper", or
-    "cifar10-ipc1" and the like).
-    options: the fields of the method's `Config` (ipc, pool, seed, ...). device, dtype ("auto", "float32", "bfloat16"), workers
-    (threads), batch (forwards at once, 0: 64 on the CPU, 512 on CUDA): how to run. A run cut short goes on class by class (mtt,
-    tesla, datm: from its last checkpoint) and ends with the same bytes; under `torchrun` the ranks share the classes.
+    source, teacher, label_teacher, score_teacher: what `open_source` and `load_teacher` take, or the opened thing. For mtt, tesla and
+    datm the teacher is a folder of `infoutil experts`; for a method that learns from a net's name it is None. The label teacher gives
+    the soft labels (the paper's early teacher); None: the teacher does, or the method itself. The score teacher, an early snapshot say,
+    scores the windows that are chosen among; None: the teacher does. preset: the method's settings as published ("paper", or
+    "cifar10-ipc1" and the like). options: the fields of the method's `Config` (ipc, pool, seed, ...). device, dtype ("auto", "float32",
+    "bfloat16"), workers (threads), batch (forwards at once, 0: 64 on the CPU, 512 on CUDA): how to run. A run cut short goes on class by
+    class (mtt, tesla, datm: from its last checkpoint) and ends with the same bytes; under `torchrun` the ranks share the classes.
 
     Raises `InputError` before anything is written when something does not fit.
     """
     run = Run.of(device=device, dtype=dtype, workers=workers, batch=batch, progress=progress)
-    plan = prepare(source, teacher, method=method, preset=preset, label_teacher=label_teacher, run=run, **options)
+    others = {"label_teacher": label_teacher, "score_teacher": score_teacher}
+    plan = prepare(source, teacher, method=method, preset=preset, run=run, **others, **options)
     return execute(plan, Path(out), overwrite=overwrite)
 
 
@@ -92,7 +94,7 @@ def _write(plan: Plan, shard: ClassShard, out: Path, rank: int) -> None:
 def estimate(plan: Plan) -> dict[str, Any]:
     """What `execute` would do, its seconds measured now on a small part and scaled up; nothing is written."""
     source, cfg, count = plan.source, plan.config, len(plan.source.classes)
-    pools = [min(getattr(cfg, "pool", 0), len(source.train.of_class(label))) for label in range(count)]
+    pools = [len(source.pool(label, cfg.pool, cfg.seed)) if hasattr(cfg, "pool") else 0 for label in range(count)]
     if hasattr(cfg, "iterations"):
         seconds, shard, measured = _few_iterations(plan)
     elif hasattr(cfg, "pool"):

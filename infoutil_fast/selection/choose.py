@@ -16,8 +16,9 @@ from infoutil_fast.models.teacher import Teacher, refuse_nan
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.runtime.seeds import file_generator
 from infoutil_fast.selection import rded_crops
+from infoutil_fast.selection.coverage import COVERS, enough, features
 from infoutil_fast.selection.ranking import best_of_image, rank, stitch
-from infoutil_fast.selection.usefulness import window_scores
+from infoutil_fast.selection.usefulness import fit_input, window_scores
 from infoutil_fast.types import ClassShard, InputError, Windows
 
 
@@ -27,7 +28,7 @@ class PoolSettings:
 
     ipc: int = 10  # distilled images per class
     factor: int = 0  # factor^2 windows are stitched into an image; 0: 2 from 96 px on, 1 below
-    pool: int = 300  # images per class to choose from
+    pool: int = 300  # images per class to choose from; 0: all
     seed: int = 0  # of the pool and of all that is drawn
 
     @property
@@ -58,6 +59,8 @@ class Choice:
     score: str
     score_at: str
     direction: str
+    easiest: float = 1.0  # share of the pool, best scores first, that may be chosen
+    cover: str = ""  # how those are chosen that stand for the class: facility or herding; empty: the best scores
     floats: bool = False  # windows resized and scored as floats, stored with the fraction dropped (RDED's code)
 
 
@@ -93,18 +96,34 @@ def draw_pool(source: Source, label: int, cfg: PoolSettings, run: Run, stage: St
     return Pool(label, split, positions, [file_generator(cfg.seed, label, split.names[i]) for i in positions])
 
 
-def keep_best(pool: Pool, tried: Windows, teacher: Teacher, cfg: PoolSettings, choice: Choice, run: Run, stage: Stages) -> Kept:
-    """Score the windows tried, image by image; of each image keep the one that is best, of those the best that the class needs."""
+def keep_best(pool: Pool, tried: Windows, teacher: Teacher, cfg: PoolSettings, choice: Choice, run: Job, stage: Stages) -> Kept:
+    """Score the windows tried, image by image; of each image keep the one that is best, of those the best that the class needs.
+
+    The score teacher of the run scores where there is one. Raises `InputError` where fewer may be chosen than the class needs.
+    """
+    judge = run.score_teacher or teacher
     with stage("cut"):
         side = teacher.facts.size // cfg.factor
         crops = rded_crops.float_crops(pool.split, tried, side) if choice.floats else take(pool.split, tried, side, run.workers)
     with stage("utility"):
-        scores = _scores(pool, tried, crops, teacher, cfg.seed, choice, run)
+        seen = take(pool.split, tried, judge.facts.size, run.workers) if choice.score_at == "source" else crops
+        scores = _scores(pool, tried, seen, judge, cfg.seed, choice, run)
     with stage("select"):
         one = best_of_image(scores, choice.per_image, choice.direction)
-        index = one[rank(scores[one], cfg.needed, choice.direction)]
+        index = one[_chosen(seen[one], scores[one], judge, cfg.needed, choice)]
         best = rded_crops.truncated(crops[index]) if choice.floats else crops[index]
     return Kept(pool.label, tried[index.numpy()], best, scores[index], index.numpy(), scores[one])
+
+
+def _chosen(seen: Tensor, scores: Tensor, judge: Teacher, count: int, choice: Choice) -> Tensor:
+    """Which images [count] of the pool are kept: the best scores, or among the easiest those that cover the class."""
+    ranked = rank(scores, len(scores), choice.direction)  # [P]
+    allowed = ranked[: max(1, round(choice.easiest * len(ranked)))]
+    enough(count, len(allowed))
+    if not choice.cover:
+        return allowed[:count]
+    found = features(judge.net, fit_input(judge, seen, "resize"))  # of the whole pool: it is the class that is to be covered
+    return COVERS[choice.cover](found, allowed, count)
 
 
 def _scores(pool: Pool, tried: Windows, crops: Tensor, teacher: Teacher, seed: int, choice: Choice, run: Run) -> Tensor:

@@ -71,6 +71,9 @@ def herding(found: Tensor, candidates: Tensor, count: int) -> Tensor:
     return candidates[chosen]
 
 
+COVERS = {"facility": facility_location, "herding": herding}
+
+
 def enough(count: int, candidates: int) -> None:
     if not 1 <= count <= candidates:
         raise InputError(f"{count} images cannot be chosen among {candidates}: raise the pool or the share of it that may be chosen")

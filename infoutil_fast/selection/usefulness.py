@@ -16,6 +16,7 @@ from infoutil_fast.types import InputError, one_of
 
 SCORES = ("grad_norm", "last_layer", "el2n", "loss", "random")
 INPUTS = ("native", "pad", "resize")
+WINDOWS_AT = (*INPUTS, "source")  # source: cut anew at the teacher's full side, not enlarged from its side in the set
 
 
 def fit_input(teacher: Teacher, crops: Tensor, how: str) -> Tensor:
@@ -64,9 +65,11 @@ def window_scores(
     Raises `InputError` for an unknown score and where an output is not finite.
     """
     one_of("score", score, (*SCORES, "float32_loss"))
-    one_of("score_at", how, INPUTS)
+    one_of("score_at", how, WINDOWS_AT)
     if score == "random":
         return torch.rand(len(crops), generator=generator)
+    if how == "source":
+        how = "resize"  # nothing to resize: they were cut at the full side
     if how == "native" and not accepts(teacher.net, crops.shape[2]):
         how = "resize"
     parts = []
