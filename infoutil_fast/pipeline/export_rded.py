@@ -82,6 +82,8 @@ def export(
     subset = named_subset(subset, have.meta["source"]["name"], classes, size)
     opened = source if isinstance(source, Source) else open_source(source or have.meta["source"]["spec"])
     about = have.meta["label_teacher"] or have.meta["teacher"]
+    if about is None and teacher is None:
+        raise InputError(f"{path} was made without a teacher, and RDED's code needs one for its labels: name one with --teacher")
     oracle = load_teacher(teacher or about["spec"], opened, choose_device("cpu"))
     net, state = rded_names(oracle, subset)
     check_net(net, oracle, subset, size)

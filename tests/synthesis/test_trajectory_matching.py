@@ -18,8 +18,10 @@ from infoutil_fast.contract import Job, Run
 from infoutil_fast.data import Source
 from infoutil_fast.methods import datm
 from infoutil_fast.methods import tesla as tesla_module
+from infoutil_fast.models.teacher import load_teacher
 from infoutil_fast.pipeline.planning import prepare
 from infoutil_fast.pipeline.running import estimate, execute
+from infoutil_fast.pixels.augment import resize
 from infoutil_fast.sets.report import write_report
 from infoutil_fast.synthesis import gradients, published, synthetic, trajectory_matching
 from infoutil_fast.synthesis.experts import ExpertRecipe, Experts
@@ -225,6 +227,23 @@ def test_whitened_sets_come_back_as_pixels(digits, tmp_path):
         first = digits.train.names.index(str(scores["name"][0]))
     assert torch.equal(found.pixels()[0], digits.train.batch([first], 8)[0])
     assert (path / "zca.safetensors").read_bytes() == (tmp_path / "e" / "zca.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["tesla", "datm"])
+def test_a_label_teacher_labels_the_images_made_and_changes_nothing_else(method, sets, digits, digits_teacher, experts, tmp_path):
+    """It sees them at its own 32 px, as they are stored."""
+    path = distill(digits, experts.path, tmp_path / "set", method=method, label_teacher=digits_teacher, **OPTIONS, **NARROW[method])
+    ours, theirs = contents(sets[method]), contents(path)
+    assert {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)} == {
+        "meta.json",
+        *(f"labels/{c:05d}.safetensors" for c in range(10)),
+    }
+    found, teacher = load(path, labels="soft"), load_teacher(str(digits_teacher), digits, CPU)
+    assert found.soft.shape == (20, 1, 10)
+    wanted = teacher.logits(resize(found.pixels(), 32))
+    torch.testing.assert_close(found.soft[:, 0], wanted, rtol=1e-2, atol=1e-2)  # stored as float16
+    again = distill(digits, experts.path, path, method=method, label_teacher=digits_teacher, **OPTIONS, **NARROW[method])
+    assert contents(again) == theirs
 
 
 def test_no_global_randomness_is_used(digits, experts, tmp_path):
