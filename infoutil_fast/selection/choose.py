@@ -99,7 +99,7 @@ def keep_best(pool: Pool, tried: Windows, teacher: Teacher, cfg: PoolSettings, c
         side = teacher.facts.size // cfg.factor
         crops = rded_crops.float_crops(pool.split, tried, side) if choice.floats else take(pool.split, tried, side, run.workers)
     with stage("utility"):
-        scores = _scores(pool, tried, crops, teacher, cfg.seed, choice, run)
+        scores = _usefulness(pool, tried, crops, teacher, cfg.seed, choice, run)
     with stage("select"):
         one = best_of_image(scores, choice.per_image, choice.direction)
         index = one[rank(scores[one], cfg.needed, choice.direction)]
@@ -107,7 +107,7 @@ def keep_best(pool: Pool, tried: Windows, teacher: Teacher, cfg: PoolSettings, c
     return Kept(pool.label, tried[index.numpy()], best, scores[index], index.numpy(), scores[one])
 
 
-def _scores(pool: Pool, tried: Windows, crops: Tensor, teacher: Teacher, seed: int, choice: Choice, run: Run) -> Tensor:
+def _usefulness(pool: Pool, tried: Windows, crops: Tensor, teacher: Teacher, seed: int, choice: Choice, run: Run) -> Tensor:
     """The score of each window tried, float32 [n]."""
     names = [pool.split.names[i] for i in tried.image]
     chance = file_generator(seed, pool.label, "scores")

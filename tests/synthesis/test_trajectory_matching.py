@@ -40,7 +40,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def experts(digits: Source, tmp_path_factory) -> Experts:
-    return train_experts(digits, NET, tmp_path_factory.mktemp("experts") / "digits", device=CPU, progress=False)
+    return train_experts(digits, NET, tmp_path_factory.mktemp("experts") / "digits", Run())
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_a_kill_between_classes_loses_no_iteration(sets, digits, experts, tmp_pa
 def test_learning_lowers_the_matching_loss(digits, tmp_path):
     """One segment again and again: from the initial parameters, always the same steps."""
     recipe = replace(NET, experts=1, batch=500, lr=0.3, epochs=12, augment="")
-    train_experts(digits, recipe, tmp_path / "one", device=CPU, progress=False)
+    train_experts(digits, recipe, tmp_path / "one", Run())
     options = {
         "iterations": 40,
         "max_start": 1,
@@ -178,7 +178,7 @@ def test_datm_starts_from_what_experts_get_right(digits, experts, tmp_path):
 def test_datm_ends_where_a_class_has_too_few_right_images(digits, experts, tmp_path):
     """The original's search never ends here."""
     wrong = tmp_path / "wrong"
-    train_experts(digits, replace(NET, epochs=3, lr=1e-9, experts=1), wrong, device=CPU, progress=False)
+    train_experts(digits, replace(NET, epochs=3, lr=1e-9, experts=1), wrong, Run())
     with pytest.raises(InputError, match=r"the experts are right on \d+ of 40 images of class"):
         list(datm.distill(digits, Experts(wrong), datm.Config(ipc=30, pool=40), range(10), Job()))
 
@@ -220,7 +220,7 @@ def test_batches_are_shuffled_passes(seed):
 
 
 def test_whitened_sets_come_back_as_pixels(digits, tmp_path):
-    train_experts(digits, replace(NET, zca=True, experts=1, epochs=4), tmp_path / "e", device=CPU, progress=False)
+    train_experts(digits, replace(NET, zca=True, experts=1, epochs=4), tmp_path / "e", Run())
     path = distill(digits, tmp_path / "e", tmp_path / "set", method="mtt", **{**OPTIONS, "lr_img": 0.0, "max_start": 2})
     found = load(path)
     with np.load(path / "scores" / "00000.npz") as scores:
