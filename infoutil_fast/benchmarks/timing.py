@@ -111,7 +111,7 @@ def expert_steps(source: str, recipe: ExpertRecipe, count: int, device: str) -> 
     theta = torch.cat([p.detach().flatten() for p in built.parameters()]).to(where)
     view = View(small.mean, small.std).to(where)
     epochs = iter(range(count + 1))  # each with an augmentation of its own, which take unequal times
-    taken = _timed(lambda: train_experts.one_epoch(student, theta, images, view, recipe, [recipe.seed, 0, next(epochs)]), count + 1)
+    taken = _timed(lambda: train_experts.expert_epoch(student, theta, images, view, recipe, [recipe.seed, 0, next(epochs)]), count + 1)
     return {"step_seconds": taken[1:], "steps_of_an_epoch": -(-total // recipe.batch)}
 
 

@@ -73,7 +73,6 @@ def _import(args: argparse.Namespace, show: Show) -> None:
 
 def _experts(args: argparse.Namespace, show: Show) -> None:
     from infoutil_fast.data import open_source
-    from infoutil_fast.runtime.device import choose_device
     from infoutil_fast.synthesis.replay_buffers import export_buffers, import_buffers
     from infoutil_fast.synthesis.train_experts import disk_bytes, train_experts
 
@@ -85,8 +84,8 @@ def _experts(args: argparse.Namespace, show: Show) -> None:
     if args.from_buffers:
         made = import_buffers(args.from_buffers, source, recipe, args.out)
     else:
-        device = choose_device(args.device)
-        made = train_experts(source, recipe, args.out, device=device, workers=args.workers, progress=not args.quiet)
+        run = Run.of(device=args.device, dtype=args.dtype, workers=args.workers, progress=not args.quiet)
+        made = train_experts(source, recipe, args.out, run)
     if args.to_buffers:
         export_buffers(made, args.to_buffers)
     show({"experts": len(made), "epochs": made.epochs}, f"{args.out}: {len(made)} experts of {made.epochs} epochs")

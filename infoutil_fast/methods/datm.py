@@ -78,32 +78,34 @@ def distill(source: Source, experts: Experts, cfg: Config, labels: Sequence[int]
 
 
 def right_images(source: Source, experts: Experts, cfg: Config, run: Run) -> tuple[np.ndarray, Tensor]:
-    """Of each class the first `ipc` images of its shuffled pool that an expert gets right: positions [n] and label logits [n, C].
-
-    The logits are the mean of those experts that are right. Raises `InputError` for a class with too few such images.
-    """
-    positions, logits = [], []
-    for label in range(len(source.classes)):
-        pool = shuffled_pool(source, label, cfg)
-        found, means = [], []
-        for part in np.array_split(pool, -(-len(pool) // 256)):
-            images, there = source.train.readable(part, experts.size, run.workers)
-            if not len(there):
-                continue
-            each = torch.stack([experts.logits(images, expert) for expert in range(min(JUDGES, len(experts)))])  # [E, b, C]
-            right = each.argmax(2) == label  # [E, b]
-            count = right.sum(0)
-            mean = (each * right[:, :, None]).sum(0) / count.clamp_min(1)[:, None]  # [b, C]
-            found.append(part[there][(count > 0).cpu().numpy()])
-            means.append(mean[count > 0])
-            if sum(map(len, found)) >= cfg.ipc:
-                break
-        kept = np.concatenate([pool[:0], *found])[: cfg.ipc]
-        if len(kept) < cfg.ipc:
-            raise InputError(
-                f"the experts are right on {len(kept)} of {len(pool)} images of class {source.classes[label]!r}, "
-                f"ipc {cfg.ipc} needs as many: lower ipc, raise pool, or train the experts longer"
-            )
-        positions.append(kept)
-        logits.append(torch.cat(means)[: cfg.ipc])
+    """Of each class the first `ipc` images of its shuffled pool that an expert gets right: positions [n] and label logits [n, C]."""
+    positions, logits = zip(*(right_of_class(source, label, experts, cfg, run) for label in range(len(source.classes))), strict=True)
     return np.concatenate(positions), torch.cat(logits)
+
+
+def right_of_class(source: Source, label: int, experts: Experts, cfg: Config, run: Run) -> tuple[np.ndarray, Tensor]:
+    """Those of one class [ipc], with the mean logits [ipc, C] of the experts that are right.
+
+    Raises `InputError` where there are too few.
+    """
+    pool = shuffled_pool(source, label, cfg)
+    found, means = [pool[:0]], []
+    for part in np.array_split(pool, -(-len(pool) // 256)):
+        images, there = source.train.readable(part, experts.size, run.workers)
+        if not len(there):
+            continue
+        each = torch.stack([experts.logits(images, expert) for expert in range(min(JUDGES, len(experts)))])  # [E, b, C]
+        right = each.argmax(2) == label  # [E, b]
+        count = right.sum(0)
+        mean = (each * right[:, :, None]).sum(0) / count.clamp_min(1)[:, None]  # [b, C]
+        found.append(part[there][(count > 0).cpu().numpy()])
+        means.append(mean[count > 0])
+        if sum(map(len, found)) >= cfg.ipc:
+            break
+    kept = np.concatenate(found)[: cfg.ipc]
+    if len(kept) < cfg.ipc:
+        raise InputError(
+            f"the experts are right on {len(kept)} of {len(pool)} images of class {source.classes[label]!r}, "
+            f"ipc {cfg.ipc} needs as many: lower ipc, raise pool, or train the experts longer"
+        )
+    return kept, torch.cat(means)[: cfg.ipc]

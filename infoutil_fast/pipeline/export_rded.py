@@ -1,4 +1,4 @@
-"""Distilled sets in the layouts of other projects."""
+"""Distilled sets as RDED's code reads them: images, teacher and test images in its folders, and the command that trains on them."""
 
 from __future__ import annotations
 
@@ -69,8 +69,7 @@ def export(
     convolution, which is exact but for the rim where that convolution sees padding (`accuracy` has both).
 
     subset: RDED's word for the data; by default the one of that many classes and pixels. teacher, source: others than the set's own.
-    Raises `InputError`, before anything is written, for a set that RDED's code cannot take: another number of classes or pixels, a
-    teacher that it cannot build, float pixels.
+    Raises `InputError`, before anything is written, for what RDED's code cannot take: other classes or sizes, other nets, float pixels.
     """
     one_of("layout", layout, LAYOUTS)
     have, out = store.load(path), Path(out)
@@ -78,29 +77,35 @@ def export(
         raise InputError(f"{path} holds float pixels; RDED's code reads images")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise InputError(f"{out} is there already: choose a new or empty folder")
-    classes, size, ipc, factor = len(have.meta["source"]["classes"]), have.meta["size"], have.meta["ipc"], have.meta["factor"]
-    subset = named_subset(subset, have.meta["source"]["name"], classes, size)
+    size, ipc, factor = (have.meta[key] for key in ("size", "ipc", "factor"))
+    subset = named_subset(subset, have.meta["source"]["name"], len(have.meta["source"]["classes"]), size)
     opened = source if isinstance(source, Source) else open_source(source or have.meta["source"]["spec"])
-    about = have.meta["label_teacher"] or have.meta["teacher"]
-    oracle = load_teacher(teacher or about["spec"], opened, choose_device("cpu"))
-    net, state = rded_names(oracle, subset)
-    check_net(net, oracle, subset, size)
-    accuracy = None
-    if (oracle.facts.mean, oracle.facts.std) != IMAGENET:
-        moved = with_imagenet_stats(oracle)
-        state = rded_names(moved, subset)[1]
-        accuracy = check_accuracy(oracle, opened, workers=workers), check_accuracy(moved, opened, workers=workers)
+    oracle = _labeller(have, teacher, opened)
+    check_net(net := rded_names(oracle, subset)[0], oracle, subset, size)
+    state, accuracy = _for_imagenet_stats(oracle, subset, opened, workers)
     pool, crops = have.meta["config"].get("pool", 0), have.meta["config"].get("crops", 1)
-    name = f"{subset}_{net}_f{factor}_mipc{pool}_ipc{ipc}_cr{crops}"
-    for file, label in zip(have.files, have.hard.tolist(), strict=True):
-        new = f"class{label:05d}_id{int(file.stem):05d}.png"
-        write_bytes(out / "exp" / name / "syn_data" / f"{label:05d}" / new, file.read_bytes())
-    buffer = BytesIO()
-    torch.save({"model": state}, buffer)
-    write_bytes(out / "data" / "pretrain_models" / f"{subset}_{net}.pth", buffer.getvalue())
+    _write_set(have, out / "exp" / f"{subset}_{net}_f{factor}_mipc{pool}_ipc{ipc}_cr{crops}" / "syn_data")
+    _write_net(state, out / "data" / "pretrain_models" / f"{subset}_{net}.pth")
     tested = _write_test(opened, out / "data" / subset / "val", progress) if test_images else 0
     words = {"subset": subset, "arch-name": net, "factor": factor, "num-crop": crops, "mipc": pool, "ipc": ipc, "stud-name": net}
     return Exported(out, len(have), tested, net, accuracy, _command(out, words))
+
+
+def _labeller(have: store.DistilledSet, teacher: str | None, source: Source) -> Teacher:
+    """The teacher named, or the one that labelled the set."""
+    about = have.meta["label_teacher"] or have.meta["teacher"]
+    if about is None and teacher is None:
+        raise InputError(f"{have.path} was made without a teacher, and RDED's code needs one for its labels: name one with --teacher")
+    return load_teacher(teacher or about["spec"], source, choose_device("cpu"))
+
+
+def _for_imagenet_stats(oracle: Teacher, subset: str, source: Source, workers: int) -> tuple[dict[str, Tensor], tuple[float, float] | None]:
+    """The state dict for images under ImageNet's constants, and the accuracy before and after where the teacher had others."""
+    if (oracle.facts.mean, oracle.facts.std) == IMAGENET:
+        return rded_names(oracle, subset)[1], None
+    moved = with_imagenet_stats(oracle)
+    before, after = (check_accuracy(judge, source, workers=workers) for judge in (oracle, moved))
+    return rded_names(moved, subset)[1], (before, after)
 
 
 def _command(out: Path, words: dict[str, Any]) -> str:
@@ -182,6 +187,18 @@ def with_imagenet_stats(teacher: Teacher) -> Teacher:
     elif norm.running_mean is not None:
         norm.running_mean.sub_(moved)  # a batch norm takes it away again
     return replace(teacher, net=net, facts=replace(teacher.facts, mean=IMAGENET[0], std=IMAGENET[1]))
+
+
+def _write_set(have: store.DistilledSet, out: Path) -> None:
+    """The images of the set under RDED's names, in a numbered folder for each class."""
+    for file, label in zip(have.files, have.hard.tolist(), strict=True):
+        write_bytes(out / f"{label:05d}" / f"class{label:05d}_id{int(file.stem):05d}.png", file.read_bytes())
+
+
+def _write_net(state: dict[str, Tensor], out: Path) -> None:
+    buffer = BytesIO()
+    torch.save({"model": state}, buffer)
+    write_bytes(out, buffer.getvalue())
 
 
 def _write_test(source: Source, out: Path, progress: bool) -> int:

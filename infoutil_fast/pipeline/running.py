@@ -99,10 +99,10 @@ def estimate(plan: Plan) -> dict[str, Any]:
         seconds, shard, measured = _few_iterations(plan)
     elif hasattr(cfg, "pool"):
         trial = min(16, *pools)
-        seconds, shard = _timed(plan, ipc=1, factor=1 if trial < factor_of(cfg) ** 2 else factor_of(cfg), pool=trial)
+        seconds, shard = _first_class(plan, ipc=1, factor=1 if trial < factor_of(cfg) ** 2 else factor_of(cfg), pool=trial)
         seconds, measured = seconds / trial * sum(pools) / count, f"{trial} images"
     else:
-        seconds, shard = _timed(plan, ipc=1)
+        seconds, shard = _first_class(plan, ipc=1)
         seconds, measured = seconds * cfg.ipc, "one image a class" if plan.method.joint else "one image"
     return {
         "classes": count,
@@ -115,7 +115,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _timed(plan: Plan, **changes: Any) -> tuple[float, ClassShard]:
+def _first_class(plan: Plan, **changes: Any) -> tuple[float, ClassShard]:
     """Seconds of the first class with settings changed, of all classes for a joint method, and the class."""
     known = {f.name for f in fields(plan.config)}
     small = replace(plan.config, **{name: value for name, value in changes.items() if name in known})
@@ -128,6 +128,6 @@ def _few_iterations(plan: Plan) -> tuple[float, ClassShard, str]:
     """The same from three iterations: the first with all that comes before it, the others as they are repeated."""
     few, ticks = min(3, plan.config.iterations), [time.perf_counter()]
     watched = replace(plan, run=replace(plan.run, watch=lambda _: ticks.append(time.perf_counter())))
-    _, shard = _timed(watched, iterations=few)
+    _, shard = _first_class(watched, iterations=few)
     each = (ticks[few] - ticks[1]) / (few - 1) if few > 1 else 0.0
     return ticks[1] - ticks[0] + each * (plan.config.iterations - 1), shard, f"{few} of {plan.config.iterations} iterations"

@@ -107,7 +107,7 @@ def keep_best(pool: Pool, tried: Windows, teacher: Teacher, cfg: PoolSettings, c
         crops = rded_crops.float_crops(pool.split, tried, side) if choice.floats else take(pool.split, tried, side, run.workers)
     with stage("utility"):
         seen = take(pool.split, tried, judge.facts.size, run.workers) if choice.score_at == "source" else crops
-        scores = _scores(pool, tried, seen, judge, cfg.seed, choice, run)
+        scores = _usefulness(pool, tried, seen, judge, cfg.seed, choice, run)
     with stage("select"):
         one = best_of_image(scores, choice.per_image, choice.direction)
         index = one[_chosen(seen[one], scores[one], judge, cfg.needed, choice)]
@@ -126,7 +126,7 @@ def _chosen(seen: Tensor, scores: Tensor, judge: Teacher, count: int, choice: Ch
     return COVERS[choice.cover](found, allowed, count)
 
 
-def _scores(pool: Pool, tried: Windows, crops: Tensor, teacher: Teacher, seed: int, choice: Choice, run: Run) -> Tensor:
+def _usefulness(pool: Pool, tried: Windows, crops: Tensor, teacher: Teacher, seed: int, choice: Choice, run: Run) -> Tensor:
     """The score of each window tried, float32 [n]."""
     names = [pool.split.names[i] for i in tried.image]
     chance = file_generator(seed, pool.label, "scores")

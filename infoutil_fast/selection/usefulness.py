@@ -77,13 +77,13 @@ def window_scores(
         x = fit_input(teacher, crops[start : start + batch], how)
         targets = torch.full((len(x),), label, device=x.device)
         try:
-            parts.append(_scored(teacher.net, x, targets, score).float().cpu())
+            parts.append(_batch_scores(teacher.net, x, targets, score).float().cpu())
         except InputError as error:
             raise InputError(f"{error} (windows in turn of {names[start]} to {names[start + len(x) - 1]})") from error
     return torch.cat(parts)
 
 
-def _scored(net: nn.Module, x: Tensor, targets: Tensor, score: str) -> Tensor:
+def _batch_scores(net: nn.Module, x: Tensor, targets: Tensor, score: str) -> Tensor:
     if score == "grad_norm":
         return grad_norms(net, x, targets)
     if score == "last_layer":

@@ -85,7 +85,7 @@ def _head(found: Found) -> Html:
         ("Factor", factor, f"{factor * factor} window{'s' * (factor > 1)} an image" if isinstance(factor, int) else ""),
         ("Size", f"{meta.get('size', html.NONE)} px", f"seed {meta.get('seed', html.NONE)}"),
         ("Teacher", *_teacher(meta.get("teacher"))),
-        ("Soft labels from", *(_teacher(meta["label_teacher"]) if meta.get("label_teacher") else ("the teacher", ""))),
+        ("Soft labels from", *(_teacher(meta["label_teacher"]) if meta.get("label_teacher") else _own_labels(meta))),
         ("Method", meta["method"], ""),
         ("Written by", f"infoutil_fast {meta.get('version', html.NONE)}", f"format {FORMAT}"),
     ]
@@ -96,7 +96,13 @@ def _head(found: Found) -> Html:
     return tag("header", title, note(state), tag("dl", *cards))
 
 
+def _own_labels(meta: dict[str, Any]) -> tuple[str, str]:
+    return ("the method" if meta.get("teacher", "") is None else "the teacher"), ""
+
+
 def _teacher(facts: object) -> tuple[object, str]:
+    if facts is None:
+        return "no teacher", ""
     if not isinstance(facts, dict):
         return facts, ""
     accuracy, epochs = facts.get("accuracy"), facts.get("epochs")

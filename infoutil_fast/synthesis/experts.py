@@ -56,7 +56,7 @@ def inner(net: str, classes: int, size: int) -> Inner:
         return Inner(nets.build(net, classes, size))
 
 
-def _file(expert: int) -> str:
+def expert_file(expert: int) -> str:
     return f"expert{expert:04d}.safetensors"
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 
-def _table(columns: str, rows: dict[str, tuple[Any, ...]], **common: Any) -> dict[str, dict[str, Any]]:
+def _presets(columns: str, rows: dict[str, tuple[Any, ...]], **common: Any) -> dict[str, dict[str, Any]]:
     return {name: {**common, **dict(zip(columns.split(), row, strict=True))} for name, row in rows.items()}
 
 
 # justincui03/dc_benchmark, methods/tm/readme.md, by MTT's author; the subsets of ImageNet from MTT's issue 1
-MTT = _table(
+MTT = _presets(
     "ipc syn_steps expert_epochs max_start lr_img lr_lr lr_init batch_syn",
     {
         "cifar10-ipc1": (1, 50, 2, 2, 100.0, 1e-7, 0.01, 0),
@@ -32,7 +32,7 @@ MTT = _table(
 )
 
 # justincui03/tesla, README: the commands given there, with the gradient of its code (first-order, images halved)
-TESLA = _table(
+TESLA = _presets(
     "ipc syn_steps expert_epochs max_start lr_img lr_lr lr_init batch_syn teacher_labels",
     {
         "cifar10-ipc1": (1, 50, 2, 5, 1000.0, 1e-7, 0.01, 0, False),
@@ -45,7 +45,7 @@ TESLA = _table(
 )
 
 # NUS-HPC-AI-Lab/DATM, configs; the experts are trained for 100 epochs
-DATM = _table(
+DATM = _presets(
     "ipc syn_steps expert_epochs lr_img lr_y batch_syn min_start cur_start max_start expansion_end lr_lr threshold",
     {
         "cifar10-ipc1": (1, 80, 2, 100.0, 5.0, 10, 0, 4, 4, 0, 1e-7, 1.1),

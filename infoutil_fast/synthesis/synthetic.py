@@ -112,7 +112,8 @@ class Learning:
         return len(self.losses)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"images": self.images, "labels": self.labels, "lr": self.lr}
+        """All that is learned or may be, apart from any graph: an optimiser's tensors may want gradients."""
+        return {"images": self.images.detach(), "labels": self.labels.detach(), "lr": self.lr.detach()}
 
     def keep(self, folder: Path | None, every: int) -> None:
         """Write this iterate beside the set where it is one of those to keep."""
@@ -169,7 +170,8 @@ def learn(
                 run.watch(now.done)
     if not now.images.isfinite().all():
         raise InputError("the images are not finite after the last iteration: try a lower lr_img")
-    return replace(begin, images=now.images, labels=now.labels, lr=now.lr), now.losses
+    learned = now.tensors()
+    return replace(begin, images=learned["images"], labels=learned["labels"], lr=learned["lr"]), now.losses
 
 
 def finish(made: Synthetic, losses: list[float], view: View, labels: Sequence[int], run: Job, stage: Stages) -> Iterator[ClassShard]:

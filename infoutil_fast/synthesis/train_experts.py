@@ -17,13 +17,14 @@ from safetensors.torch import load_file, save
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from infoutil_fast.contract import Run
 from infoutil_fast.data import Source
 from infoutil_fast.data.feed import Pixels
 from infoutil_fast.models import nets
 from infoutil_fast.pixels import dsa
 from infoutil_fast.pixels.views import View, Zca
 from infoutil_fast.runtime.files import write_bytes
-from infoutil_fast.synthesis.experts import FORMATS, ExpertRecipe, Experts, _file, _read_meta, inner
+from infoutil_fast.synthesis.experts import FORMATS, ExpertRecipe, Experts, _read_meta, expert_file, inner
 from infoutil_fast.synthesis.gradients import Inner
 from infoutil_fast.types import InputError
 
@@ -38,9 +39,7 @@ def disk_bytes(recipe: ExpertRecipe, classes: int, size: int) -> int:
     return recipe.experts * (recipe.epochs + 1) * sum(inner(recipe.net, classes, size).sizes) * FORMATS[recipe.keep].itemsize + whitening
 
 
-def train_experts(
-    source: Source, recipe: ExpertRecipe, out: Path, *, device: torch.device, workers: int = 0, progress: bool = True
-) -> Experts:
+def train_experts(source: Source, recipe: ExpertRecipe, out: Path, run: Run) -> Experts:
     """Train the experts into `out`, one .safetensors file each; under `torchrun` the ranks share them.
 
     A run cut short goes on after the last whole epoch and ends with the same bytes (same device and threads). Raises `InputError`
@@ -53,13 +52,13 @@ def train_experts(
     if need * (1 - done / recipe.experts) > have:
         raise InputError(f"the experts need {need / 1e9:.1f} GB, {out} has {have / 1e9:.1f} GB free: fewer experts, or float16")
     begin(out, source, recipe, size)
-    images = Pixels(source.train, size, workers)
-    view = View(source.mean, source.std, whitening(out, images) if recipe.zca else None).to(device)
+    images = Pixels(source.train, size, run.workers)
+    view = View(source.mean, source.std, whitening(out, images) if recipe.zca else None).to(run.device)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     own = [i for i in range(recipe.experts)[rank::world] if not _finished(out, i)]
-    with tqdm(total=len(own) * recipe.epochs, desc=f"experts {recipe.net}", unit="epoch", disable=None if progress else True) as bar:
+    with tqdm(total=len(own) * recipe.epochs, desc=f"experts {recipe.net}", unit="epoch", disable=None if run.progress else True) as bar:
         for expert in own:
-            for epoch, loss in _train(expert, recipe, images, len(source.classes), size, view, device, out):
+            for epoch, loss in _train(expert, recipe, images, len(source.classes), size, view, run.device, out):
                 bar.set_postfix(expert=expert, epoch=epoch, loss=f"{loss:.3f}")
                 bar.update()
     return Experts(out)
@@ -90,7 +89,7 @@ def _train(
         torch.manual_seed(recipe.seed * 1_000_003 + expert)
         net = nets.build(recipe.net, classes, size)
     student = Inner(net)
-    rows, state = out / f"{_file(expert)}.rows", out / f"{_file(expert)}.state"
+    rows, state = out / f"{expert_file(expert)}.rows", out / f"{expert_file(expert)}.state"
     if state.exists():
         known = load_file(state)
         theta, losses = known["theta"].to(device), known["losses"].tolist()
@@ -99,7 +98,7 @@ def _train(
         theta, losses = torch.cat([p.detach().flatten() for p in net.parameters()]).to(device), []
         _append(rows, theta, recipe.keep, fresh=True)
     for epoch in range(len(losses), recipe.epochs):
-        theta, loss = one_epoch(student, theta, images, view, recipe, [recipe.seed, expert, epoch])
+        theta, loss = expert_epoch(student, theta, images, view, recipe, [recipe.seed, expert, epoch])
         losses.append(loss)
         _append(rows, theta, recipe.keep)
         write_bytes(state, save({"theta": theta.cpu(), "losses": torch.tensor(losses, dtype=torch.float64)}))
@@ -110,7 +109,7 @@ def _train(
     rows.unlink()
 
 
-def one_epoch(student: Inner, theta: Tensor, images: Pixels, view: View, recipe: ExpertRecipe, seeds: list[int]) -> tuple[Tensor, float]:
+def expert_epoch(student: Inner, theta: Tensor, images: Pixels, view: View, recipe: ExpertRecipe, seeds: list[int]) -> tuple[Tensor, float]:
     """One pass of plain SGD; everything random comes from `seeds`. The new parameters [P] and the mean loss."""
     chance = np.random.default_rng(seeds)
     generator = Generator().manual_seed(int(chance.integers(1 << 62)))
@@ -141,7 +140,7 @@ def _append(rows: Path, theta: Tensor, keep: str, fresh: bool = False) -> None:
 def write_expert(out: Path, expert: int, rows: Tensor, losses: list[float]) -> None:
     """One expert's file: `parameters` [epochs + 1, P] in the order of `net.named_parameters()`."""
     described = {"losses": json.dumps([round(loss, 6) for loss in losses])}
-    write_bytes(out / _file(expert), save({"parameters": rows.contiguous()}, metadata=described))
+    write_bytes(out / expert_file(expert), save({"parameters": rows.contiguous()}, metadata=described))
 
 
 def whitening(out: Path, images: Pixels) -> Zca:
@@ -156,10 +155,10 @@ def whitening(out: Path, images: Pixels) -> Zca:
 
 def _finished(out: Path, expert: int) -> bool:
     """Whether an expert's file is there; what a kill may have left beside it is removed."""
-    done = (out / _file(expert)).exists()
+    done = (out / expert_file(expert)).exists()
     if done:
         for ending in ("state", "rows"):
-            (out / f"{_file(expert)}.{ending}").unlink(missing_ok=True)
+            (out / f"{expert_file(expert)}.{ending}").unlink(missing_ok=True)
     return done
 
 

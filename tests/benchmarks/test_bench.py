@@ -13,6 +13,7 @@ from infoutil_fast import InputError, distill
 from infoutil_fast.benchmarks import compare, counted_memory, judging, tables, timing
 from infoutil_fast.benchmarks.entrants import Settings
 from infoutil_fast.cli import main
+from infoutil_fast.contract import Run
 from infoutil_fast.data import Source
 from infoutil_fast.synthesis.experts import ExpertRecipe
 from infoutil_fast.synthesis.train_experts import train_experts
@@ -29,7 +30,7 @@ def learned(digits: Source, tmp_path_factory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("learned")
     teach(digits, Recipe(net="convnet2-w8", epochs=3), folder / "teacher", device=CPU, dtype=torch.float32, progress=False)
     recipe = ExpertRecipe(net="convnet2-w8-in", experts=2, epochs=4, lr=0.2, batch=64, keep="float16")
-    train_experts(digits, recipe, folder / "experts", device=CPU, progress=False)
+    train_experts(digits, recipe, folder / "experts", Run())
     return str(folder / "teacher"), str(folder / "experts")
 
 

@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import load_file
 
 from infoutil_fast import InputError, distill
+from infoutil_fast.contract import Run
 from infoutil_fast.data import Source
 from infoutil_fast.gradnorm import el2n, grad_norms
 from infoutil_fast.methods.infoutil import Config, placed
 from infoutil_fast.models.teacher import Teacher, load_teacher
-from infoutil_fast.contract import Run
 from infoutil_fast.pipeline.planning import prepare
-from infoutil_fast.synthesis.experts import ExpertRecipe
-from infoutil_fast.synthesis.train_experts import train_experts
 from infoutil_fast.runtime.seeds import file_generator
 from infoutil_fast.selection.choose import Pool
 from infoutil_fast.selection.coverage import facility_location, features
+from infoutil_fast.synthesis.experts import ExpertRecipe
+from infoutil_fast.synthesis.train_experts import train_experts
 
 WHOLE = {"method": "infoutil", "window": 4, "factor": 1, "progress": False}
 
@@ -113,9 +113,7 @@ def test_each_image_gets_the_smallest_window_that_holds_its_share(digits: Source
         ({"easiest": 0.01, "ipc": 9}, "9 images cannot be chosen among 1: raise the pool"),
     ],
 )
-def test_what_cannot_be_chosen_is_refused(
-    options: dict[str, Any], message: str, digits: Source, teacher: Teacher, tmp_path: Path
-) -> None:
+def test_what_cannot_be_chosen_is_refused(options: dict[str, Any], message: str, digits: Source, teacher: Teacher, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         distill(digits, teacher, tmp_path / "s", **{**WHOLE, "pool": 60, **options})
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from infoutil_fast.cli import main
+from infoutil_fast.contract import Run
 from infoutil_fast.data import Source, Split
 from infoutil_fast.models import nets
 from infoutil_fast.synthesis import train_experts as module
@@ -33,7 +34,7 @@ def few(digits: Source) -> Source:
 
 @pytest.fixture(scope="module")
 def trained(few, tmp_path_factory) -> Experts:
-    return train_experts(few, RECIPE, tmp_path_factory.mktemp("experts") / "all", device=CPU, progress=False)
+    return train_experts(few, RECIPE, tmp_path_factory.mktemp("experts") / "all", Run())
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -55,7 +56,7 @@ def test_what_is_on_disk_is_what_was_told_beforehand(trained, few):
 def test_an_epoch_is_plain_sgd(few, tmp_path):
     """Without augmentation: one step on the whole set is theta - lr times the gradient of the mean loss."""
     recipe = replace(RECIPE, experts=1, epochs=1, batch=len(few.train), augment="")
-    made = train_experts(few, recipe, tmp_path / "one", device=CPU, progress=False)
+    made = train_experts(few, recipe, tmp_path / "one", Run())
     net = nets.build(recipe.net, 10, 16)
     torch.nn.utils.vector_to_parameters(made.parameters(0, 0), net.parameters())
     x = made.view.see(few.train.batch(range(len(few.train)), 16))
@@ -66,7 +67,7 @@ def test_an_epoch_is_plain_sgd(few, tmp_path):
 
 def test_experts_learn_and_differ(few, tmp_path):
     recipe = replace(RECIPE, net="convnet2-w16-in", experts=2, epochs=12)
-    made = train_experts(few, recipe, tmp_path / "learn", device=CPU, progress=False)
+    made = train_experts(few, recipe, tmp_path / "learn", Run())
     x, labels = few.val.batch(range(200), 16), torch.from_numpy(few.val.labels[:200])
     right = [float((made.logits(x, epoch=epoch).argmax(1) == labels).float().mean()) for epoch in (0, 12)]
     assert right[1] > 0.4 > right[0], right
@@ -75,7 +76,7 @@ def test_experts_learn_and_differ(few, tmp_path):
 
 @pytest.mark.parametrize("at", [1, 3, 4])
 def test_same_bytes_after_an_interruption(at, trained, few, tmp_path, monkeypatch):
-    real, calls = module.one_epoch, []
+    real, calls = module.expert_epoch, []
 
     def interrupted(*args):
         calls.append(1)
@@ -83,21 +84,21 @@ def test_same_bytes_after_an_interruption(at, trained, few, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(module, "one_epoch", interrupted)
+    monkeypatch.setattr(module, "expert_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_experts(few, RECIPE, tmp_path / "cut", device=CPU, progress=False)
-    monkeypatch.setattr(module, "one_epoch", real)
+        train_experts(few, RECIPE, tmp_path / "cut", Run())
+    monkeypatch.setattr(module, "expert_epoch", real)
     for rows in (tmp_path / "cut").glob("*.rows"):
         with open(rows, "ab") as file:
             file.write(b"half a row")
-    train_experts(few, RECIPE, tmp_path / "cut", device=CPU, progress=False)
+    train_experts(few, RECIPE, tmp_path / "cut", Run())
     assert contents(tmp_path / "cut") == contents(trained.path)
 
 
 def test_no_global_randomness_is_used(few, trained, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    again = train_experts(few, RECIPE, tmp_path / "again", device=CPU, progress=False)
+    again = train_experts(few, RECIPE, tmp_path / "again", Run())
     assert torch.equal(torch.get_rng_state(), before)
     assert contents(again.path) == contents(trained.path)
     assert again.facts.hash == trained.facts.hash
@@ -107,19 +108,19 @@ def test_ranks_share_the_experts(few, trained, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
-        train_experts(few, RECIPE, tmp_path / "ranks", device=CPU, progress=False)
+        train_experts(few, RECIPE, tmp_path / "ranks", Run())
     assert contents(tmp_path / "ranks") == contents(trained.path)
 
 
 def test_float16_is_a_rounding_of_what_is_kept(few, trained, tmp_path):
-    half = train_experts(few, replace(RECIPE, keep="float16"), tmp_path / "half", device=CPU, progress=False)
+    half = train_experts(few, replace(RECIPE, keep="float16"), tmp_path / "half", Run())
     for epoch in range(3):
         assert torch.equal(half.parameters(1, epoch), trained.parameters(1, epoch).half().float())
 
 
 def test_whitened_experts_keep_their_whitening(few, tmp_path):
     recipe = replace(RECIPE, zca=True, experts=1, size=8)
-    made = train_experts(few, recipe, tmp_path / "zca", device=CPU, progress=False)
+    made = train_experts(few, recipe, tmp_path / "zca", Run())
     x = few.train.batch(range(len(few.train)), 8)
     seen = made.view.see(x)
     torch.testing.assert_close(seen.mean(0), torch.zeros(3, 8, 8), atol=1e-4, rtol=0)
@@ -179,23 +180,23 @@ def test_what_does_not_fit_is_refused(few, trained, tmp_path):
         ({"net": "convnet2-w5"}, "without batch norm"),
     ):
         with pytest.raises(InputError, match=words):
-            train_experts(few, replace(RECIPE, **changes), trained.path, device=CPU, progress=False)
+            train_experts(few, replace(RECIPE, **changes), trained.path, Run())
     with pytest.raises(InputError, match="make them with"):
         Experts(tmp_path)
     with pytest.raises(InputError, match="not finite after epoch 1"):
-        train_experts(few, replace(RECIPE, lr=1e30), tmp_path / "wild", device=CPU, progress=False)
+        train_experts(few, replace(RECIPE, lr=1e30), tmp_path / "wild", Run())
     with pytest.raises(InputError, match="float32, float16"):
         ExpertRecipe(keep="int8")
     with pytest.raises(InputError, match="has 10 classes, digits has 9"):
         open_experts(str(trained.path), replace(few, classes=few.classes[:9]), CPU)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds no experts"):
-        train_experts(few, RECIPE, tmp_path, device=CPU, progress=False)
+        train_experts(few, RECIPE, tmp_path, Run())
 
 
 def test_too_little_disk_is_refused_before_anything_is_written(few, tmp_path):
     with pytest.raises(InputError, match="GB free"):
-        train_experts(few, replace(RECIPE, experts=10**10), tmp_path / "out", device=CPU, progress=False)
+        train_experts(few, replace(RECIPE, experts=10**10), tmp_path / "out", Run())
     assert not (tmp_path / "out").exists()
 
 

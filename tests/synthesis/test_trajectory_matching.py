@@ -18,8 +18,10 @@ from infoutil_fast.contract import Job, Run
 from infoutil_fast.data import Source
 from infoutil_fast.methods import datm
 from infoutil_fast.methods import tesla as tesla_module
+from infoutil_fast.models.teacher import load_teacher
 from infoutil_fast.pipeline.planning import prepare
 from infoutil_fast.pipeline.running import estimate, execute
+from infoutil_fast.pixels.augment import resize
 from infoutil_fast.sets.report import write_report
 from infoutil_fast.synthesis import gradients, published, synthetic, trajectory_matching
 from infoutil_fast.synthesis.experts import ExpertRecipe, Experts
@@ -38,7 +40,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def experts(digits: Source, tmp_path_factory) -> Experts:
-    return train_experts(digits, NET, tmp_path_factory.mktemp("experts") / "digits", device=CPU, progress=False)
+    return train_experts(digits, NET, tmp_path_factory.mktemp("experts") / "digits", Run())
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,7 @@ def test_a_kill_between_classes_loses_no_iteration(sets, digits, experts, tmp_pa
 def test_learning_lowers_the_matching_loss(digits, tmp_path):
     """One segment again and again: from the initial parameters, always the same steps."""
     recipe = replace(NET, experts=1, batch=500, lr=0.3, epochs=12, augment="")
-    train_experts(digits, recipe, tmp_path / "one", device=CPU, progress=False)
+    train_experts(digits, recipe, tmp_path / "one", Run())
     options = {
         "iterations": 40,
         "max_start": 1,
@@ -176,7 +178,7 @@ def test_datm_starts_from_what_experts_get_right(digits, experts, tmp_path):
 def test_datm_ends_where_a_class_has_too_few_right_images(digits, experts, tmp_path):
     """The original's search never ends here."""
     wrong = tmp_path / "wrong"
-    train_experts(digits, replace(NET, epochs=3, lr=1e-9, experts=1), wrong, device=CPU, progress=False)
+    train_experts(digits, replace(NET, epochs=3, lr=1e-9, experts=1), wrong, Run())
     with pytest.raises(InputError, match=r"the experts are right on \d+ of 40 images of class"):
         list(datm.distill(digits, Experts(wrong), datm.Config(ipc=30, pool=40), range(10), Job()))
 
@@ -218,13 +220,30 @@ def test_batches_are_shuffled_passes(seed):
 
 
 def test_whitened_sets_come_back_as_pixels(digits, tmp_path):
-    train_experts(digits, replace(NET, zca=True, experts=1, epochs=4), tmp_path / "e", device=CPU, progress=False)
+    train_experts(digits, replace(NET, zca=True, experts=1, epochs=4), tmp_path / "e", Run())
     path = distill(digits, tmp_path / "e", tmp_path / "set", method="mtt", **{**OPTIONS, "lr_img": 0.0, "max_start": 2})
     found = load(path)
     with np.load(path / "scores" / "00000.npz") as scores:
         first = digits.train.names.index(str(scores["name"][0]))
     assert torch.equal(found.pixels()[0], digits.train.batch([first], 8)[0])
     assert (path / "zca.safetensors").read_bytes() == (tmp_path / "e" / "zca.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["tesla", "datm"])
+def test_a_label_teacher_labels_the_images_made_and_changes_nothing_else(method, sets, digits, digits_teacher, experts, tmp_path):
+    """It sees them at its own 32 px, as they are stored."""
+    path = distill(digits, experts.path, tmp_path / "set", method=method, label_teacher=digits_teacher, **OPTIONS, **NARROW[method])
+    ours, theirs = contents(sets[method]), contents(path)
+    assert {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)} == {
+        "meta.json",
+        *(f"labels/{c:05d}.safetensors" for c in range(10)),
+    }
+    found, teacher = load(path, labels="soft"), load_teacher(str(digits_teacher), digits, CPU)
+    assert found.soft.shape == (20, 1, 10)
+    wanted = teacher.logits(resize(found.pixels(), 32))
+    torch.testing.assert_close(found.soft[:, 0], wanted, rtol=1e-2, atol=1e-2)  # stored as float16
+    again = distill(digits, experts.path, path, method=method, label_teacher=digits_teacher, **OPTIONS, **NARROW[method])
+    assert contents(again) == theirs
 
 
 def test_no_global_randomness_is_used(digits, experts, tmp_path):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from infoutil_fast import InputError, distill, evaluate
+from infoutil_fast.contract import Run
 from infoutil_fast.models import nets
 from infoutil_fast.synthesis.experts import ExpertRecipe
 from infoutil_fast.synthesis.train_experts import train_experts
@@ -21,7 +22,7 @@ ARGUMENTS = {"student": "convnet2-w8-in", "recipe": "matching", "seeds": 1, "pro
 def small(digits, folder: Path, zca: bool) -> Path:
     """Real digits of 8 px as MTT leaves them after one iteration that moves nothing but the step size."""
     recipe = ExpertRecipe(net="convnet2-w8-in", experts=1, epochs=4, lr=0.2, batch=16, size=8, zca=zca)
-    train_experts(digits, recipe, folder / "experts", device=CPU, progress=False)
+    train_experts(digits, recipe, folder / "experts", Run())
     options = {"ipc": 5, "iterations": 1, "syn_steps": 2, "max_start": 1, "lr_img": 0.0, "lr_init": 0.05}
     return distill(digits, folder / "experts", folder / "set", method="mtt", progress=False, dtype="float32", **options)
 
