@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
-from statistics import quantiles
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from infoutil_fast.data import open_source
 from infoutil_fast.gradnorm.norms import grad_norms
 from infoutil_fast.models.teacher import load_teacher
 from infoutil_fast.runtime.device import autocast
+from infoutil_fast.runtime.rows import quartiles, summary
 from infoutil_fast.scoring.calibrate import spearman
 
 CPU = torch.device("cpu")
@@ -63,9 +63,9 @@ def main() -> None:
         for name, way in ways.items():
             found = way(dtype).double()
             errors = ((found - exact).abs() / exact).tolist()
-            at = quantiles(errors, n=20)
+            low, middle, high = quartiles(errors)
             figures = {
-                "p90": at[17],
+                "p90": float(np.quantile(errors, 0.9)),
                 "largest": max(errors),
                 "spearman": spearman(found, exact).item(),
             }
@@ -77,10 +77,10 @@ def main() -> None:
                 "version": name,
             }
             command = f"python bench/gradnorm_accuracy.py SOURCE --teacher TEACHER --images {args.images} --seed {args.seed}"
-            row = {**origin("gradient norms, relative error", params, "cpu"), "n": args.images, "median": at[9], "iqr": [at[4], at[14]]}
+            row = {**origin("gradient norms, relative error", params, "cpu"), **summary(errors)}
             rows.append({**row, "unit": "of the norm in float64", "figures": figures, "command": command})
             numbers = ", ".join(f"{key} {value:.6g}" for key, value in figures.items())
-            print(f"{teacher.facts.name} {str(dtype)[6:]} {name}: median {at[9]:.2e} [{at[4]:.2e}, {at[14]:.2e}], {numbers}", flush=True)
+            print(f"{teacher.facts.name} {str(dtype)[6:]} {name}: median {middle:.2e} [{low:.2e}, {high:.2e}], {numbers}", flush=True)
     if args.record:
         append("cpu", rows)
 

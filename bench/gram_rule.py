@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
-from record import append, origin, spread, time_call
+from record import append, origin, time_call
 
 from infoutil_fast.gradnorm import rules
 from infoutil_fast.ops.sqnorms import conv_grad_sqnorm, gram_sqnorm
+from infoutil_fast.runtime.rows import summary
 
 Shape = tuple[int, int, int, int, int]  # C, O, side, kernel, stride
 Measured = tuple[Shape, float, float]  # seconds of the direct form and of the Gram form
@@ -96,7 +97,7 @@ def main() -> None:
             }
             command = f"python bench/gram_rule.py --device {args.device} --shapes {args.shapes} --seed {args.seed}"
             rows.append(
-                {**origin("gram rule regret", params, args.device), **spread([on["held out"]]), "unit": "share", "command": command}
+                {**origin("gram rule regret", params, args.device), **summary([on["held out"]]), "unit": "share", "command": command}
             )
     if args.record:
         append(args.device, rows)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
-import os
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -21,13 +18,14 @@ from infoutil_fast.benchmarks.entrants import FREE, MATCHING, Part, Place, Setti
 from infoutil_fast.benchmarks.tables import as_text, chart
 from infoutil_fast.data import Source, open_source
 from infoutil_fast.models.teacher import load_teacher
-from infoutil_fast.runtime.device import choose_device, choose_dtype, device_name, versions
-from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.runtime import rows
+from infoutil_fast.runtime.device import choose_device, choose_dtype, device_name
+from infoutil_fast.runtime.files import Kind, begin_folder, write_bytes
 from infoutil_fast.synthesis import published
 from infoutil_fast.synthesis.experts import ExpertRecipe, open_experts
-from infoutil_fast.types import InputError
 
 log = logging.getLogger(__name__)
+ROWS = Kind("rows of a benchmark")
 
 
 def methods(
@@ -51,42 +49,31 @@ def methods(
     settings, where = settings or Settings(), choose_device(device)
     opened = source if isinstance(source, Source) else open_source(source)
     place = Place(opened, teacher, open_experts(experts, opened, where), Path(out), where, choose_dtype(dtype, where), workers, progress)
-    _begin(place)
+    begin_folder(place.out, ROWS, _meta(place))
     file = place.out / "rows.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    todo = [(key, call) for key, call in _parts(place, settings) if not any(key.items() <= row.items() for row in rows)]
+    known = rows.read(file)
+    todo = [(key, call) for key, call in _parts(place, settings) if not any(key.items() <= row.items() for row in known)]
     with tqdm(total=len(todo), desc="bench methods", unit="row", disable=None if progress else True) as bar:
         for key, call in todo:
             bar.set_postfix_str(" ".join(str(value) for value in key.values() if not isinstance(value, dict)))
-            row = {**key, **call(), **_about(place, settings)}
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(row) + "\n")
-            rows.append(row)
+            known.append({**key, **call(), **_about(place, settings)})
+            rows.append(file, known[-1:])
             bar.update()
-    if rows:
-        write_bytes(place.out / "methods.png", chart(rows))
-        log.info("%s", as_text(rows))
-    return rows
+    if known:
+        write_bytes(place.out / "methods.png", chart(known))
+        log.info("%s", as_text(known))
+    return known
 
 
-def _begin(place: Place) -> None:
-    """Write meta.json, or check that the one there is of the same things."""
+def _meta(place: Place) -> dict[str, Any]:
+    """What all rows of a folder have in common."""
     teacher = load_teacher(place.teacher, place.source, torch.device("cpu")).facts
-    meta = {
+    return {
         "source": place.source.name,
         "teacher": teacher.hash,
         "experts": place.experts.facts.hash,
         "device": device_name(place.device),
     }
-    file = place.out / "meta.json"
-    if file.exists():
-        have = json.loads(file.read_text())
-        if differs := [key for key in meta if have.get(key) != meta[key]]:
-            raise InputError(f"{place.out} holds rows of another {', '.join(differs)}: choose another folder")
-    elif place.out.exists() and any(place.out.iterdir()):
-        raise InputError(f"{place.out} exists and holds no rows of a benchmark: choose a new or empty folder")
-    else:
-        write_bytes(file, (json.dumps(meta, indent=1) + "\n").encode())
 
 
 def _parts(place: Place, settings: Settings) -> Iterator[Part]:
@@ -152,16 +139,7 @@ def _timed(place: Place, settings: Settings, name: str, options: dict[str, Any])
 
 def _about(place: Place, settings: Settings) -> dict[str, Any]:
     """What every row says of the run."""
-    return {
-        "source": place.source.name,
-        "device": device_name(place.device),
-        "threads": torch.get_num_threads(),
-        "dtype": place.how()["dtype"],
-        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
-        "command": command(place, settings),
-    }
+    return {"source": place.source.name, "dtype": place.how()["dtype"], **rows.provenance(place.device, command(place, settings))}
 
 
 def command(place: Place, settings: Settings) -> str:

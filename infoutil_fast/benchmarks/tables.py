@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from infoutil_fast.benchmarks.timing import spread
+from infoutil_fast.runtime.rows import summary
 
 # Colours that the colour-blind tell apart (Okabe & Ito 2008), and a marker each, for a print in grey.
 LINES = {
@@ -59,10 +59,10 @@ def memory(rows: Rows, name: str, ipc: int, part: str = "cost") -> tuple[int, in
 def ratio(rows: Rows, name: str, ipc: int, part: str, taught: bool) -> dict[str, Any] | None:
     """How many times longer `name` takes than InfoUtil, over all pairs of a set of InfoUtil and an iteration."""
     ours, theirs = making(rows, "infoutil", ipc), making(rows, name, ipc, part)
-    before = [teaching(rows, which, part) for which in ("infoutil", name)] if taught else [0.0, 0.0]
-    if not ours or not theirs or None in before:
+    ours_before, theirs_before = (teaching(rows, which, part) if taught else 0.0 for which in ("infoutil", name))
+    if not ours or not theirs or ours_before is None or theirs_before is None:
         return None
-    return spread([(there + before[1]) / (own + before[0]) for own, there in product(ours, theirs)])  # type: ignore[operator]
+    return summary((there + theirs_before) / (own + ours_before) for own, there in product(ours, theirs))
 
 
 def as_text(rows: Rows) -> str:

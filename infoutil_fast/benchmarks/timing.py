@@ -6,13 +6,12 @@ import gc
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -113,12 +112,6 @@ def expert_steps(source: str, recipe: ExpertRecipe, count: int, device: str) -> 
     epochs = iter(range(count + 1))  # each with an augmentation of its own, which take unequal times
     taken = _timed(lambda: train_experts.one_epoch(student, theta, images, view, recipe, [recipe.seed, 0, next(epochs)]), count + 1)
     return {"step_seconds": taken[1:], "steps_of_an_epoch": -(-total // recipe.batch)}
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """n, median and the quartiles; of one value alone the quartiles are that value."""
-    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
-    return {"n": len(values), "median": median(values), "iqr": [low, high]}
 
 
 def _few(source: Source, count: int) -> tuple[Source, int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,8 +12,9 @@ from torch import Generator, Tensor
 
 from infoutil_fast.data import Source, open_source
 from infoutil_fast.models.teacher import Teacher, check_accuracy, load_teacher
-from infoutil_fast.runtime.device import choose_device, choose_dtype, device_name, versions
+from infoutil_fast.runtime.device import choose_device, choose_dtype
 from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.runtime.rows import provenance, quartiles
 from infoutil_fast.scoring.calibration_plots import curves
 from infoutil_fast.scoring.exact_games import Games, choose, numbers, payoffs, play
 from infoutil_fast.selection.ranking import pool_heat
@@ -89,20 +89,9 @@ def _about(games: Games, seed: int, draws: int, formats: bool) -> dict[str, Any]
     )  # not this machine's folders
     command = f"infoutil calibrate {source} --teacher {teacher} --images {len(games.positions)}"
     command += f" --grid {games.grid} --seed {seed} --draws {draws} --device {device} --dtype {dtype}" + " --formats" * formats
-    return {
-        "images": len(games.positions),
-        "draws": draws,
-        "grid": games.grid,
-        "seed": seed,
-        "source": games.source.name,
-        "teacher": facts.name,
-        "teacher_hash": facts.hash,
-        "device": device_name(device),
-        "dtype": dtype,
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
-        "command": command,
-    }
+    of_run: dict[str, Any] = {"images": len(games.positions), "draws": draws, "grid": games.grid, "seed": seed}
+    of_run |= {"source": games.source.name, "teacher": facts.name, "teacher_hash": facts.hash, "dtype": dtype}
+    return {**of_run, **provenance(device, command)}
 
 
 def judged(tables: Tensor, grid: int, draws: int, seed: int, short: dict[str, list[float]]) -> Iterator[dict[str, Any]]:
@@ -121,7 +110,7 @@ def judged(tables: Tensor, grid: int, draws: int, seed: int, short: dict[str, li
             error = relative(phi, truth)
             found = {
                 "evaluations": float(used.double().mean()),
-                "error": quartiles(error),
+                "error": quartiles(error.flatten().tolist()),
                 "reached": float((error <= target).double().mean()),
             }
             yield {"kind": "adaptive", "design": "border_hadamard", **of_payoff, "target_error": target, **found}
@@ -153,7 +142,7 @@ def judge_design(values: Tensor, truth: Tensor, coalitions: Sequence[Coalitions]
     error = relative(phi, truth)
     known = not bool(estimated.isnan().any())
     return {
-        "error": quartiles(error),
+        "error": quartiles(error.flatten().tolist()),
         "rank": float(spearman(phi, truth.expand_as(phi)).median()),
         "best_patch": float((phi.argmax(-1) == truth.argmax(-1)).double().mean()),
         "best_window": float((_best_window(phi) == _best_window(truth)).double().mean()),
@@ -166,11 +155,6 @@ def relative(phi: Tensor, truth: Tensor) -> Tensor:
     """|phi - truth|^2 / |truth - mean|^2 over the last dimension: 1 is as bad as a constant map."""
     scale = (truth - truth.mean(-1, keepdim=True)).square().sum(-1)
     return (phi - truth).square().sum(-1) / scale.clamp(min=1e-300)
-
-
-def quartiles(values: Tensor) -> list[float]:
-    """First quartile, median, third quartile."""
-    return [float(v) for v in values.flatten().quantile(torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype))]
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
@@ -212,5 +196,5 @@ def by_format(games: Games, workers: int = 0) -> dict[str, list[float]]:
             @ made.coalitions.solve.T
             for dtype in FORMATS
         )
-        found[payoff] = quartiles(relative(short, wide).cpu())
+        found[payoff] = quartiles(relative(short, wide).flatten().tolist())
     return found

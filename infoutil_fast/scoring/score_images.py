@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from io import BytesIO, StringIO
@@ -20,10 +19,10 @@ from infoutil_fast.drawing import sheets
 from infoutil_fast.gradnorm.norms import grad_norms
 from infoutil_fast.models.teacher import Teacher
 from infoutil_fast.runtime.device import choose_device, choose_dtype
-from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.runtime.files import Kind, begin_folder, write_bytes
 from infoutil_fast.runtime.seeds import file_generator
 from infoutil_fast.scoring.inputs import AT_ONCE, Images, open_images, readable
-from infoutil_fast.sets.store import encode, folder
+from infoutil_fast.sets.store import folder
 from infoutil_fast.shapley.designs import plan
 from infoutil_fast.shapley.maps import PAYOFFS, PatchShapley
 from infoutil_fast.types import InputError, one_of
@@ -57,6 +56,7 @@ class GradNormOptions:
 
 KINDS: dict[str, type[ShapleyOptions] | type[GradNormOptions]] = {"shapley": ShapleyOptions, "gradnorm": GradNormOptions}
 FORMATS = ("npz", "csv")
+SCORES = Kind("scores", "score.json", settings="options")
 
 
 def score(
@@ -100,7 +100,7 @@ def score(
     images = open_images(data, str(teacher), split, where, workers)
     make = shapley_of if isinstance(chosen, ShapleyOptions) else norms_of
     scorer: Scorer = make(images.teacher, chosen, run_dtype, seed)  # type: ignore[arg-type]
-    _begin(out, _meta(kind, chosen, images, split, per_class, seed, run_dtype))
+    begin_folder(out, SCORES, _meta(kind, chosen, images, split, per_class, seed, run_dtype))
     chosen_rows = {label: images.split.draw(label, per_class or None, seed) for label in range(len(images.classes))}
     with tqdm(total=sum(map(len, chosen_rows.values())), desc=f"score {kind}", unit="image", disable=None if progress else True) as bar:
         for label, positions in chosen_rows.items():
@@ -179,26 +179,6 @@ def norms_of(teacher: Teacher, options: GradNormOptions, dtype: torch.dtype, see
         return {"score": norms.cpu().numpy()}
 
     return of
-
-
-def _begin(out: Path, meta: dict[str, Any]) -> None:
-    """Start or go on. Raises `InputError` where something else stands."""
-    file = out / "score.json"
-    if not file.exists():
-        if out.is_file() or (out.is_dir() and any(out.iterdir())):
-            raise InputError(f"{out} exists and holds no scores: choose a new or empty folder")
-        try:
-            write_bytes(file, encode(meta))
-        except OSError as error:
-            raise InputError(f"{out} cannot be written: {error.strerror}") from error
-        return
-    try:
-        have = json.loads(file.read_text())
-        differs = [key for key in meta if have[key] != meta[key]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is not that of scores ({type(error).__name__}: {error})") from error
-    if differs:
-        raise InputError(f"{out} holds scores made with another {', '.join(differs)}: choose another folder")
 
 
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,19 +52,6 @@ def read(path: Path, limit: int) -> Found:
 def spaced(count: int, limit: int) -> list[int]:
     """At most `limit` of range(count), evenly spaced, first and last among them."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, limit))})
-
-
-def lines(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The objects of a JSON-lines file, and a remark about lines that cannot be read (a run may have been killed while writing)."""
-    rows, bad = [], 0
-    for line in filter(str.strip, path.read_text("utf-8", "replace").split("\n") if path.is_file() else []):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        rows += [row] if isinstance(row, dict) else []
-        bad += not isinstance(row, dict)
-    return rows, f"{bad} unreadable line{'s' * (bad > 1)} of {path.name} left out." if bad else ""
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:

@@ -13,7 +13,8 @@ from infoutil_fast.data import Source, Split, open_source
 from infoutil_fast.drawing import html, overlay
 from infoutil_fast.drawing.html import Html, join, note, picture, section, table, tag
 from infoutil_fast.runtime.files import write_bytes
-from infoutil_fast.sets.partial import Found, flat, hits, is_image, lines, read, spaced
+from infoutil_fast.runtime.rows import readable
+from infoutil_fast.sets.partial import Found, flat, hits, is_image, read, spaced
 from infoutil_fast.sets.pictures import score_histogram, write_album
 from infoutil_fast.sets.store import FORMAT
 from infoutil_fast.types import InputError
@@ -109,7 +110,7 @@ def _percent(share: float) -> str:
 
 
 def _results(found: Found) -> Html:
-    rows, remark = lines(found.path / "evaluations.jsonl")
+    rows, remark = readable(found.path / "evaluations.jsonl")
     if not rows:
         return note("No evaluation yet. ", remark)
     peeked = any(row.get("best") for row in rows)
@@ -221,7 +222,7 @@ def _scores(found: Found) -> Html:
 
 
 def _timings(found: Found) -> Html:
-    rows, remark = lines(found.path / "timings.jsonl")
+    rows, remark = readable(found.path / "timings.jsonl")
     timed = list({row.get("label"): row for row in rows if isinstance(row.get("seconds"), dict)}.values())  # a redone class counts once
     if not timed:
         return note("No timings on disk. ", remark)

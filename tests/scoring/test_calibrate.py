@@ -17,8 +17,9 @@ from torch import Tensor
 from infoutil_fast.cli import main
 from infoutil_fast.data import Source
 from infoutil_fast.models.teacher import Teacher, load_checkpoint
+from infoutil_fast.runtime.rows import quartiles
 from infoutil_fast.scoring import exact_games as played
-from infoutil_fast.scoring.calibrate import adaptive, budgets, calibrate, judge_design, quartiles, relative, spearman
+from infoutil_fast.scoring.calibrate import adaptive, budgets, calibrate, judge_design, relative, spearman
 from infoutil_fast.scoring.exact_games import Games, choose, numbers, payoffs, play
 from infoutil_fast.shapley.designs import exact, plan
 from infoutil_fast.shapley.maps import PAYOFFS, PatchShapley
@@ -91,7 +92,7 @@ def test_estimates_and_adaptive_rule_are_those_of_the_plan(digits, teacher, tmp_
     maps, errors = made(images, labels, return_error=True)
     found = judge_design(values, truth, [plan("border_hadamard", 9)])
     own = relative(maps.flatten(1).double(), truth)
-    assert found["error"] == pytest.approx(quartiles(own), rel=1e-2)
+    assert found["error"] == pytest.approx(quartiles(own.tolist()), rel=1e-2)
     assert found["estimated_ratio"] == pytest.approx(float((errors.double() / own).median()), rel=1e-2)
     for target in (0.3, float(errors.median()) * 0.999, 1e-3):
         maps, errors = made(images, labels, return_error=True, target_error=target)

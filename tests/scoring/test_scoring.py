@@ -172,7 +172,7 @@ def test_mistakes_are_one_line_and_leave_no_trace(folder, digits_teacher, tmp_pa
 def test_other_settings_need_another_folder(folder, digits_teacher, tmp_path):
     arguments = (folder, digits_teacher, tmp_path / "out")
     score("gradnorm", *arguments, per_class=1, **QUIET)
-    with pytest.raises(InputError, match="another options"):
+    with pytest.raises(InputError, match="another layers"):
         score("gradnorm", *arguments, per_class=1, layers="last", **QUIET)
     with pytest.raises(InputError, match="another per_class"):
         score("gradnorm", *arguments, per_class=2, **QUIET)
