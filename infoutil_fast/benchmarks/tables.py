@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from itertools import product
 from statistics import mean, median, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from infoutil_fast.drawing import plots
 from infoutil_fast.runtime.rows import summary
 
-# Colours that the colour-blind tell apart (Okabe & Ito 2008), and a marker each, for a print in grey.
-LINES = {
-    "infoutil": ("#0072B2", "o"),
-    "rded": ("#009E73", "^"),
-    "random": ("#7F7F7F", "v"),
-    "tesla exact": ("#D55E00", "s"),
-    "tesla first-order": ("#CC79A7", "D"),
-    "mtt": ("#E69F00", "P"),
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {
+    "infoutil": "blue",
+    "rded": "green",
+    "random": "grey",
+    "tesla exact": "vermilion",
+    "tesla first-order": "purple",
+    "mtt": "orange",
 }
 OWN = {"infoutil": "online", "rded": "online", "random": "online"}  # the others': learned
 Rows = Sequence[dict[str, Any]]
@@ -79,7 +77,7 @@ def as_text(rows: Rows) -> str:
 
 
 def _costs(rows: Rows, ipc: int) -> Iterator[str]:
-    for name in LINES:
+    for name in COLOURS:
         for part, label in (("cost", name), ("published", f"{name}, published length")):
             seconds, peak, before = making(rows, name, ipc, part), memory(rows, name, ipc, part), teaching(rows, name, part)
             students = [_students(rows, name, ipc, which) if part == "cost" else "" for which in (OWN.get(name, "learned"), "common")]
@@ -89,7 +87,7 @@ def _costs(rows: Rows, ipc: int) -> Iterator[str]:
 
 
 def _ratios(rows: Rows, ipc: int) -> Iterator[str]:
-    for name in LINES:
+    for name in COLOURS:
         for part in ("cost", "published"):
             for taught in (False, True):
                 found = ratio(rows, name, ipc, part, taught) if name not in OWN else None
@@ -113,21 +111,18 @@ def chart(rows: Rows) -> bytes:
     Full marks and lines: seconds to the set; hollow marks and dashed lines: with the training of the teacher or the experts before.
     """
     ipcs = sorted({row["ipc"] for row in rows if "ipc" in row}) or [1]
-    figure = Figure(figsize=(5.8 * len(ipcs), 4.8), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.figure(5.8 * len(ipcs), 4.8, 120, layout="constrained")
     panels = figure.subplots(1, len(ipcs), squeeze=False).ravel()
     for axes, ipc in zip(panels, ipcs, strict=True):
         _panel(axes, rows, ipc)
     named = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(_caption(rows), fontsize=9)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return plots.as_png(figure)
 
 
 def _panel(axes: Axes, rows: Rows, ipc: int) -> None:
-    for name, (colour, marker) in LINES.items():
+    for name, (colour, marker) in ((name, plots.LINES[look]) for name, look in COLOURS.items()):
         before = teaching(rows, name)
         x, y, deviation = _free(rows, name, ipc) if name in OWN else _curve(rows, name, ipc)
         for shift, style, fill in ((0.0, "-", colour), (before, "--", "white")):
@@ -138,8 +133,7 @@ def _panel(axes: Axes, rows: Rows, ipc: int) -> None:
                 axes.errorbar(across, y, deviation, linestyle=style, capsize=2, markersize=5, linewidth=1.3, label=label, **look)
     axes.set_title(f"ipc {ipc}", loc="left", fontweight="bold")
     axes.set(xscale="log", xlabel="seconds (hollow, dashed: teacher's or experts' training included)", ylabel="accuracy of students, %")
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    plots.open_corner([axes], grid=True)
 
 
 Points = tuple[list[float], list[float], list[float]]

@@ -6,7 +6,8 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from infoutil_fast.drawing.overlay import BOX, EDGE, INK, WINDOW
+from infoutil_fast.drawing.overlay import BOX, EDGE, WINDOW
+from infoutil_fast.drawing.plots import INK
 
 NONE = "\N{EN DASH}"
 

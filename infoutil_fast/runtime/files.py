@@ -6,8 +6,11 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from infoutil_fast.types import InputError
 
@@ -39,6 +42,13 @@ def _part(path: Path, data: bytes) -> Path:
         file.flush()
         os.fsync(file.fileno())
     return part
+
+
+def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """An .npz file, whole or not at all."""
+    buffer = BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
 
 
 def as_json(value: Any) -> bytes:

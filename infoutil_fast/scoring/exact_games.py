@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from infoutil_fast.data import Source
 from infoutil_fast.models.teacher import Teacher, refuse_nan
-from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.runtime.files import write_arrays
 from infoutil_fast.shapley.maps import PAYOFFS, PatchShapley
 from infoutil_fast.types import InputError
 
@@ -97,9 +97,7 @@ def play(games: Games, folder: Path, progress: bool = True) -> Tensor:
         header = games.header(position)
         found = game(plan, games.images(np.array([position])), header["label"], games.dtype, len(games.teacher.facts.classes))
         refuse_nan(found[None], [header["image"]], games.teacher.facts.name)
-        buffer = BytesIO()
-        np.savez(buffer, header=np.array(json.dumps(header)), logits=found.numpy())
-        write_bytes(file, buffer.getvalue())
+        write_arrays(file, {"header": np.array(json.dumps(header)), "logits": found.numpy()})
         there[file] = found
         if done in (1, len(todo)):
             each = (time.perf_counter() - start) / done

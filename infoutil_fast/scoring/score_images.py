@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from infoutil_fast.drawing import sheets
 from infoutil_fast.gradnorm.norms import grad_norms
 from infoutil_fast.models.teacher import Teacher
 from infoutil_fast.runtime.device import choose_device, choose_dtype
-from infoutil_fast.runtime.files import Kind, begin_folder, write_bytes
+from infoutil_fast.runtime.files import Kind, begin_folder, write_arrays, write_bytes
 from infoutil_fast.runtime.seeds import file_generator
 from infoutil_fast.scoring.inputs import AT_ONCE, Images, open_images, readable
 from infoutil_fast.sets.store import folder
@@ -98,15 +98,14 @@ def score(
     chosen, out, where = KINDS[kind](**options), Path(out), choose_device(device)
     run_dtype = choose_dtype(dtype, where) if kind == "shapley" else torch.float32
     images = open_images(data, str(teacher), split, where, workers)
-    make = shapley_of if isinstance(chosen, ShapleyOptions) else norms_of
-    scorer: Scorer = make(images.teacher, chosen, run_dtype, seed)  # type: ignore[arg-type]
+    scorer = shapley_of(images.teacher, chosen, run_dtype, seed) if isinstance(chosen, ShapleyOptions) else norms_of(images.teacher, chosen)
     begin_folder(out, SCORES, _meta(kind, chosen, images, split, per_class, seed, run_dtype))
     chosen_rows = {label: images.split.draw(label, per_class or None, seed) for label in range(len(images.classes))}
     with tqdm(total=sum(map(len, chosen_rows.values())), desc=f"score {kind}", unit="image", disable=None if progress else True) as bar:
         for label, positions in chosen_rows.items():
             file = out / "classes" / f"{folder(label)}.npz"
             if len(positions) and not file.exists():
-                _write_npz(file, _scored(images, positions, scorer, workers, bar))
+                write_arrays(file, _scored(images, positions, scorer, workers, bar))
             else:
                 bar.update(len(positions))
     return _finish(out, images, kind, file_format)
@@ -171,7 +170,7 @@ def shapley_of(teacher: Teacher, options: ShapleyOptions, dtype: torch.dtype, se
     return of
 
 
-def norms_of(teacher: Teacher, options: GradNormOptions, dtype: torch.dtype, seed: int) -> Scorer:
+def norms_of(teacher: Teacher, options: GradNormOptions) -> Scorer:
     """Norm of each image's loss gradient."""
 
     def of(images: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -179,12 +178,6 @@ def norms_of(teacher: Teacher, options: GradNormOptions, dtype: torch.dtype, see
         return {"score": norms.cpu().numpy()}
 
     return of
-
-
-def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    buffer = BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_bytes(path, buffer.getvalue())
 
 
 def _finish(out: Path, images: Images, kind: str, file_format: str) -> dict[str, Any]:
@@ -201,10 +194,10 @@ def _finish(out: Path, images: Images, kind: str, file_format: str) -> dict[str,
     skipped_names = np.array(skipped, dtype=str)
     file = out / f"scores.{file_format}"
     if file_format == "npz":
-        _write_npz(file, {**rows, "classes": np.array(images.classes), "skipped": skipped_names})
+        write_arrays(file, {**rows, "classes": np.array(images.classes), "skipped": skipped_names})
     else:
         write_bytes(file, as_csv(rows, images.classes).encode())
-    drawn = sheets.draw(kind, rows, images.classes, images.split.read)
+    drawn = sheets.score_pictures(kind, rows, images.classes, images.split.read)
     for name, data in drawn.items():
         write_bytes(out / name, data)
     values = rows["score"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from infoutil_fast.data import Split
-from infoutil_fast.drawing import overlay, sheets
+from infoutil_fast.drawing import histograms, overlay, sheets
 from infoutil_fast.runtime.files import write_bytes
 from infoutil_fast.sets.partial import Found, spaced
 from infoutil_fast.types import InputError
@@ -21,8 +21,9 @@ def score_histogram(found: Found) -> bytes | None:
     for label in found.shown:
         arrays = found.scores(label, "pool_score", "score")
         if arrays is not None:
-            lines.append((found.classes[label], *arrays))
-    return sheets.pool_histogram(lines, f"{found.meta['method']}: what was chosen of the pool") if lines else None  # type: ignore[arg-type]
+            pool, chosen = arrays
+            lines.append((found.classes[label], pool, chosen))
+    return histograms.pool_histogram(lines, f"{found.meta['method']}: what was chosen of the pool") if lines else None
 
 
 def window_sheet(found: Found, split: Split, across: int) -> bytes | None:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from infoutil_fast.data import Source, Split, open_source
-from infoutil_fast.drawing import html, overlay
+from infoutil_fast.drawing import histograms, html, overlay
 from infoutil_fast.drawing.html import Html, join, note, picture, section, table, tag
 from infoutil_fast.runtime.files import write_bytes
 from infoutil_fast.runtime.rows import readable
@@ -211,7 +211,7 @@ def _scores(found: Found) -> Html:
         if not len(score):
             return [name, None, None, None, None, None]
         numbers = [f"{value:.4g}" for value in (score.min(), np.median(score), score.max())]
-        return [name, picture(overlay.strip(score, low, high, log), f"histogram of {name}", "strip"), len(score), *numbers]
+        return [name, picture(histograms.strip(score, low, high, log), f"histogram of {name}", "strip"), len(score), *numbers]
 
     axis = f"{low:.3g} to {high:.3g}{', log scale' if log else ''}"
     rows = [row(found.classes[label], finite[label]) for label in found.shown if label in finite]

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from infoutil_fast.data import decode
 from infoutil_fast.runtime import rows
-from infoutil_fast.runtime.files import Kind, begin_folder, write_bytes
+from infoutil_fast.runtime.files import Kind, begin_folder, write_arrays, write_bytes
 from infoutil_fast.types import ClassShard, InputError, one_of
 
 FORMAT = 1
@@ -90,9 +90,7 @@ def write_class(path: Path, shard: ClassShard, names: tuple[str, ...], pool: lis
     w = shard.windows
     arrays: dict[str, Any] = {"image": w.image, "name": np.array([names[i] for i in w.image]), "top": w.top, "left": w.left, "size": w.size}
     arrays.update(score=shard.scores, pool=np.array(pool), **shard.extra)
-    buffer = BytesIO()
-    np.savez(buffer, **arrays)
-    write_bytes(path / "scores" / f"{folder(shard.label)}.npz", buffer.getvalue())
+    write_arrays(path / "scores" / f"{folder(shard.label)}.npz", arrays)
 
 
 def class_names(path: Path, meta: dict[str, Any]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from infoutil_fast.data import Source, open_source
-from infoutil_fast.drawing import overlay, sheets
+from infoutil_fast.drawing import histograms, overlay
 from infoutil_fast.sets.partial import hits
 from infoutil_fast.sets.report import montage, write_report
 from infoutil_fast.types import InputError
@@ -205,7 +205,7 @@ def test_pool_histograms_draw_odd_scores(odd: str, rng: np.random.Generator) -> 
         "nan": np.full(4, np.nan),
         "negative": -rng.lognormal(0, 5, 99),
     }[odd]
-    raw = sheets.pool_histogram([("ant", pool, pool[:1]), ("bee" * 30, pool, pool[:0])], "chosen")
+    raw = histograms.pool_histogram([("ant", pool, pool[:1]), ("bee" * 30, pool, pool[:0])], "chosen")
     assert min(Image.open(io.BytesIO(raw)).size) > 200
 
 
@@ -378,5 +378,5 @@ def test_montage_has_a_row_for_each_class(tmp_path: Path, source: Source, rng: n
 def test_strips_draw_one_value_and_many(rng: np.random.Generator) -> None:
     for values in (np.array([3.0]), rng.lognormal(size=997), -rng.lognormal(size=11)):
         low, high = float(values.min()), float(values.max())
-        raw = overlay.strip(values, low, high, log=low > 0)
+        raw = histograms.strip(values, low, high, log=low > 0)
         assert np.asarray(Image.open(io.BytesIO(raw)))[..., 3].any()
