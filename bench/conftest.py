@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from record import append, row, time_call
+from record import keep_rows, row, time_call
 
 from infoutil_fast.runtime.memory import keep_freed_memory
 
@@ -85,7 +85,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.write_line(line)
     if config.option.record:
         for device in sorted({device for device, _ in ROWS}):
-            path = append(device, _of(device))
+            path = keep_rows(device, _of(device))
             terminalreporter.write_line(f"appended to {path.relative_to(config.rootpath)}")
 
 

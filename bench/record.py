@@ -54,7 +54,7 @@ def row(
         "baseline": than,
         "ratio": round(median(than_wall) / median(wall), 3),
         "ratio_processor": round(median(than_busy) / median(busy), 3),
-        **({"ratios": {rival: ratio(taken, times) for rival, times in rivals.items()}} if rivals else {}),
+        **({"ratios": {rival: paired_ratio(taken, times) for rival, times in rivals.items()}} if rivals else {}),
     }
 
 
@@ -63,7 +63,7 @@ def origin(name: str, params: dict[str, Any], device: str) -> dict[str, Any]:
     return {"name": name, "params": params, **rows.provenance(device, "python -m pytest " + " ".join(sys.argv[1:]))}
 
 
-def ratio(taken: Times, rival: Times) -> dict[str, Any]:
+def paired_ratio(taken: Times, rival: Times) -> dict[str, Any]:
     """How many times faster than `rival`, round by round; a rival that was too slow for all rounds counts with its last one."""
     pairs = [(rival[min(i, len(rival) - 1)], own) for i, own in enumerate(taken)]
     wall = rows.summary([there[0] / own[0] for there, own in pairs])
@@ -78,7 +78,7 @@ def ratio(taken: Times, rival: Times) -> dict[str, Any]:
     }
 
 
-def append(device: str, measured: Sequence[dict[str, Any]]) -> Path:
+def keep_rows(device: str, measured: Sequence[dict[str, Any]]) -> Path:
     """Write the rows below those of earlier runs; returns the file."""
     name = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
     path = RESULTS / f"{name}.jsonl"

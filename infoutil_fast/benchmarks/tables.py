@@ -7,32 +7,25 @@ from itertools import product
 from statistics import mean, median, stdev
 from typing import TYPE_CHECKING, Any
 
+from infoutil_fast.benchmarks.entrants import ENTRANTS, FREE, MATCHING
 from infoutil_fast.drawing import plots
 from infoutil_fast.runtime.rows import summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {
-    "infoutil": "blue",
-    "rded": "green",
-    "random": "grey",
-    "tesla exact": "vermilion",
-    "tesla first-order": "purple",
-    "mtt": "orange",
-}
-OWN = {"infoutil": "online", "rded": "online", "random": "online"}  # the others': learned
+COMPARED = (*FREE, *MATCHING)
 Rows = Sequence[dict[str, Any]]
 
 
-def of(rows: Rows, **wanted: Any) -> list[dict[str, Any]]:
+def rows_with(rows: Rows, **wanted: Any) -> list[dict[str, Any]]:
     """The rows that have all these values."""
     return [row for row in rows if wanted.items() <= row.items()]
 
 
 def teaching(rows: Rows, name: str, part: str = "cost") -> float | None:
     """Seconds of the training that a method needs beforehand: measured steps times their number; of part "published" all its experts."""
-    found = of(rows, part="teaching", of="teacher" if name in OWN else "experts")
+    found = rows_with(rows, part="teaching", of="teacher" if name in FREE else "experts")
     if not found:
         return None
     length = {"experts": 1, **found[0], **(found[0].get("published", {}) if part == "published" else {})}
@@ -41,15 +34,15 @@ def teaching(rows: Rows, name: str, part: str = "cost") -> float | None:
 
 def making(rows: Rows, name: str, ipc: int, part: str = "cost", iterations: int | None = None) -> list[float]:
     """Seconds to the finished set: one for each set made, or the full length at the pace of each measured iteration."""
-    found = of(rows, part=part, name=name, ipc=ipc)
-    if name in OWN:
+    found = rows_with(rows, part=part, name=name, ipc=ipc)
+    if name in FREE:
         return [row["seconds"] for row in found]
     return [t * (row["settings"]["iterations"] if iterations is None else iterations) for row in found for t in row["iteration_seconds"]]
 
 
 def memory(rows: Rows, name: str, ipc: int, part: str = "cost") -> tuple[int, int] | None:
     """Peak bytes of the part's own process, and how much of that came after data and nets were loaded."""
-    found = of(rows, part=part, name=name, ipc=ipc)
+    found = rows_with(rows, part=part, name=name, ipc=ipc)
     peaks = [(row["peak_bytes"], row["peak_bytes"] - row["loaded_bytes"]) for row in found]
     return max(peaks) if peaks else None
 
@@ -63,7 +56,7 @@ def ratio(rows: Rows, name: str, ipc: int, part: str, taught: bool) -> dict[str,
     return summary((there + theirs_before) / (own + ours_before) for own, there in product(ours, theirs))
 
 
-def as_text(rows: Rows) -> str:
+def methods_table(rows: Rows) -> str:
     """Markdown: what making each set took, the ratios to InfoUtil, and the students."""
     lines: list[str] = []
     for ipc in sorted({row["ipc"] for row in rows if "ipc" in row}):
@@ -77,20 +70,22 @@ def as_text(rows: Rows) -> str:
 
 
 def _costs(rows: Rows, ipc: int) -> Iterator[str]:
-    for name in COLOURS:
+    for name in COMPARED:
         for part, label in (("cost", name), ("published", f"{name}, published length")):
             seconds, peak, before = making(rows, name, ipc, part), memory(rows, name, ipc, part), teaching(rows, name, part)
-            students = [_students(rows, name, ipc, which) if part == "cost" else "" for which in (OWN.get(name, "learned"), "common")]
+            students = [
+                _students(rows, name, ipc, which) if part == "cost" else "" for which in ("online" if name in FREE else "learned", "common")
+            ]
             if seconds and peak:
                 sums = f"{median(seconds):.3g} | {median(seconds) + before:.3g}" if before else f"{median(seconds):.3g} | "
                 yield f"| {label} | {sums} | {(peak[0] - peak[1]) >> 20} + {peak[1] >> 20} | {' | '.join(students)} |"
 
 
 def _ratios(rows: Rows, ipc: int) -> Iterator[str]:
-    for name in COLOURS:
+    for name in COMPARED:
         for part in ("cost", "published"):
             for taught in (False, True):
-                found = ratio(rows, name, ipc, part, taught) if name not in OWN else None
+                found = ratio(rows, name, ipc, part, taught) if name in MATCHING else None
                 if found:
                     low, high = found["iqr"]
                     length = "published length and experts" if part == "published" else "the run's length and experts"
@@ -99,13 +94,13 @@ def _ratios(rows: Rows, ipc: int) -> Iterator[str]:
 
 
 def _students(rows: Rows, name: str, ipc: int, protocol: str) -> str:
-    found = [100 * value for row in of(rows, part="accuracy", name=name, ipc=ipc, protocol=protocol) for value in row["last"]]
+    found = [100 * value for row in rows_with(rows, part="accuracy", name=name, ipc=ipc, protocol=protocol) for value in row["last"]]
     if not found:
         return ""
     return f"{mean(found):.1f}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "") + f" (n={len(found)})"
 
 
-def chart(rows: Rows) -> bytes:
+def methods_chart(rows: Rows) -> bytes:
     """PNG: accuracy under the methods' own protocols against seconds, a panel for each ipc.
 
     Full marks and lines: seconds to the set; hollow marks and dashed lines: with the training of the teacher or the experts before.
@@ -114,17 +109,17 @@ def chart(rows: Rows) -> bytes:
     figure = plots.figure(5.8 * len(ipcs), 4.8, 120, layout="constrained")
     panels = figure.subplots(1, len(ipcs), squeeze=False).ravel()
     for axes, ipc in zip(panels, ipcs, strict=True):
-        _panel(axes, rows, ipc)
+        _ipc_panel(axes, rows, ipc)
     named = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(_caption(rows), fontsize=9)
+    figure.suptitle(_run_caption(rows), fontsize=9)
     return plots.as_png(figure)
 
 
-def _panel(axes: Axes, rows: Rows, ipc: int) -> None:
-    for name, (colour, marker) in ((name, plots.LINES[look]) for name, look in COLOURS.items()):
-        before = teaching(rows, name)
-        x, y, deviation = _free(rows, name, ipc) if name in OWN else _curve(rows, name, ipc)
+def _ipc_panel(axes: Axes, rows: Rows, ipc: int) -> None:
+    for name in COMPARED:
+        (colour, marker), before = plots.LINES[ENTRANTS[name].colour], teaching(rows, name)
+        x, y, deviation = _free(rows, name, ipc) if name in FREE else _curve(rows, name, ipc)
         for shift, style, fill in ((0.0, "-", colour), (before, "--", "white")):
             if x and shift is not None:
                 across = [value + shift for value in x]
@@ -140,7 +135,7 @@ Points = tuple[list[float], list[float], list[float]]
 
 
 def _free(rows: Rows, name: str, ipc: int) -> Points:
-    found = [100 * value for row in of(rows, part="accuracy", name=name, ipc=ipc, protocol="online") for value in row["last"]]
+    found = [100 * value for row in rows_with(rows, part="accuracy", name=name, ipc=ipc, protocol="online") for value in row["last"]]
     seconds = making(rows, name, ipc)
     return ([median(seconds)], [mean(found)], [_deviation(found)]) if found and seconds else ([], [], [])
 
@@ -148,7 +143,7 @@ def _free(rows: Rows, name: str, ipc: int) -> Points:
 def _curve(rows: Rows, name: str, ipc: int) -> Points:
     """The iterates judged; the start stands where the first iteration ends, for the scale has no zero."""
     pace = making(rows, name, ipc, iterations=1)
-    found = sorted(of(rows, part="curve", name=name, ipc=ipc), key=lambda row: row["iteration"]) if pace else []
+    found = sorted(rows_with(rows, part="curve", name=name, ipc=ipc), key=lambda row: row["iteration"]) if pace else []
     x = [max(row["iteration"], 1) * median(pace) for row in found]
     return x, [100 * mean(row["last"]) for row in found], [_deviation([100 * value for value in row["last"]]) for row in found]
 
@@ -157,8 +152,8 @@ def _deviation(values: Sequence[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def _caption(rows: Rows) -> str:
-    first = (of(rows, part="cost") or rows)[0]
+def _run_caption(rows: Rows) -> str:
+    first = (rows_with(rows, part="cost") or rows)[0]
     students = {len(row["last"]) for row in rows if row["part"] == "curve"}
     judged = f", {min(students)} students an iterate" if students else ""
     return f"{first['source']}, {first['device']}, {first['threads']} threads, torch {first['versions'].get('torch')}{judged}"

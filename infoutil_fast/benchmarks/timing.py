@@ -116,8 +116,7 @@ def expert_steps(source: str, recipe: ExpertRecipe, count: int, device: str) -> 
 
 def _few(source: Source, count: int) -> tuple[Source, int, int]:
     """The source with its first `count` training images only, its side, and how many images there are in all."""
-    split = source.train
-    return replace(source, train=replace(split, names=split.names[:count], labels=split.labels[:count])), source.size, len(split)
+    return replace(source, train=source.train.of_rows(range(min(count, len(source.train))))), source.size, len(source.train)
 
 
 def _timed(call: Callable[[], object], count: int) -> list[float]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from infoutil_fast.benchmarks import compare, counted_memory
-from infoutil_fast.benchmarks.entrants import Settings
-from infoutil_fast.benchmarks.tables import as_text
+from infoutil_fast.benchmarks.setup import Settings
+from infoutil_fast.benchmarks.tables import methods_table
 from infoutil_fast.cli.options import add_options, given
 from infoutil_fast.synthesis.synthetic import Matching
 
@@ -51,7 +51,7 @@ def _methods(args: argparse.Namespace, show: Show) -> None:
         workers=args.workers,
         progress=not args.quiet,
     )
-    show(rows, f"{as_text(rows)}\n{args.out / 'rows.jsonl'}, {args.out / 'methods.png'}")
+    show(rows, f"{methods_table(rows)}\n{args.out / 'rows.jsonl'}, {args.out / 'methods.png'}")
 
 
 def _memory(args: argparse.Namespace, show: Show) -> None:

@@ -23,6 +23,7 @@ from infoutil_fast._version import __version__
 from infoutil_fast.models import nets
 from infoutil_fast.ops import dispatch
 from infoutil_fast.runtime.device import choose_device, choose_dtype, native_bfloat16
+from infoutil_fast.types import first_line
 
 PACKAGES = {  # import name: name in the registry
     "triton": "triton",
@@ -70,7 +71,7 @@ def collect() -> dict[str, Any]:
     }
 
 
-def as_text(found: dict[str, Any]) -> str:
+def info_text(found: dict[str, Any]) -> str:
     """The same for a terminal: sections of aligned columns."""
     build = found["torch"]
     devices: list[tuple[str, ...]] = [
@@ -120,7 +121,7 @@ def _why_not(op: str, backend: str) -> str | None:
     try:
         reason = dispatch.missing(backend)
     except (ImportError, RuntimeError, OSError) as error:  # there, but broken
-        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return f"{type(error).__name__}: {first_line(error)}"
     if reason is not None:
         return reason
     if not torch.cuda.is_available() and [d for d, runs in dispatch.DEVICES.items() if backend in runs] == ["cuda"]:

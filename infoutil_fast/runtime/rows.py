@@ -44,9 +44,13 @@ def summary(values: Iterable[float]) -> Row:
     return {"n": len(known), "median": middle, "iqr": [low, high]}
 
 
+def as_lines(rows: Iterable[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def append(file: Path, rows: Iterable[Row]) -> None:
     """Write `rows` below those in `file`, on lines of their own even where a run was killed within the last one."""
-    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    text = as_lines(rows).encode()
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "ab+") as lines:  # appending: ranks may write to one file
         if lines.tell():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from infoutil_fast.data import Source, open_source
 from infoutil_fast.models.teacher import Teacher, check_accuracy, load_teacher
 from infoutil_fast.runtime.device import choose_device, choose_dtype
 from infoutil_fast.runtime.files import write_bytes
-from infoutil_fast.runtime.rows import provenance, quartiles
+from infoutil_fast.runtime.rows import as_lines, provenance, quartiles
 from infoutil_fast.scoring.calibration_plots import curves
 from infoutil_fast.scoring.exact_games import Games, choose, numbers, payoffs, play
 from infoutil_fast.selection.ranking import pool_heat
@@ -27,7 +26,8 @@ from infoutil_fast.types import Coalitions, InputError
 # Budgets, in Hadamard blocks on top of the border. Captum's go on until they reach the errors of the others.
 BLOCKS = {"border_hadamard": (0, 1, 2, 3, 4, 8), **dict.fromkeys(SAMPLED, (1, 3, 8)), "captum": (1, 3, 8, 32, 64)}
 TARGETS = (0.2, 0.1, 0.05, 0.02, 0.01)  # of the adaptive curve: relative squared errors
-FORMATS = (torch.float32, torch.bfloat16)
+JUDGED_DTYPES = (torch.float32, torch.bfloat16)
+LIMITS = {"grid": (2, 4), "draws": (1, 10_000), "batch": (0, 1 << 20), "seed": (0, 1 << 62)}
 
 
 def calibrate(
@@ -51,37 +51,35 @@ def calibrate(
     The truth comes from all 2^(grid^2) coalitions, kept in OUT/games: a rerun plays only the images that are missing there. Estimates look
     their values up in the same tables. `dtype` is that of these forwards ("auto": bfloat16 where the device multiplies it natively). The
     rounding of single forwards averages out of the truth, but stays in the estimates and so counts among their errors. `formats` measures
-    it alone: maps of the default design in bfloat16 against float32, with a few forwards. `draws`: of each sampled design, the same for
-    all images. `grid`: 2 to 4 patches a side.
-
-    Raises `InputError` when something does not fit, also for games in OUT of another teacher, source, grid or dtype.
+    it alone: maps of the default design in bfloat16 against float32. `draws`: of each sampled design, the same for all images. `grid`: 2
+    to 4 patches a side. Raises `InputError` when something does not fit, also for games in OUT of another teacher, source, grid or dtype.
     """
     where = choose_device(device)
     run_dtype = choose_dtype(dtype, where)
-    if run_dtype not in FORMATS:
-        raise InputError(f"dtype of the forwards must be float32 or bfloat16, not {dtype}")
-    for name, value, least, most in (
-        ("grid", grid, 2, 4),
-        ("draws", draws, 1, 10_000),
-        ("batch", batch, 0, 1 << 20),
-        ("seed", seed, 0, 1 << 62),
-    ):
-        if not least <= value <= most:
-            raise InputError(f"{name} must be {least} to {most}, not {value}" + " (at most 16 patches)" * (name == "grid"))
+    _check(run_dtype, {"grid": grid, "draws": draws, "batch": batch, "seed": seed})
     opened = source if isinstance(source, Source) else open_source(source)
     judge = teacher if isinstance(teacher, Teacher) else load_teacher(str(teacher), opened, where)
     games = Games(opened, judge, grid, run_dtype, choose(opened, images, seed), batch)
     sampled = check_accuracy(judge, opened, workers=workers)
     tables = play(games, Path(out) / "games", progress)
     short = by_format(games, workers) if formats else {}
-    about = {**_about(games, seed, draws, formats), "teacher_accuracy": judge.facts.accuracy, "teacher_accuracy_of_sample": sampled}
+    about = _calibration_facts(games, seed, draws, formats, sampled)
     rows = [{**row, **about} for row in judged(tables, grid, draws, seed, short)]
-    write_bytes(Path(out) / "calibration.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_bytes(Path(out) / "calibration.jsonl", as_lines(rows).encode())
     write_bytes(Path(out) / "calibration.png", curves(rows))
     return rows
 
 
-def _about(games: Games, seed: int, draws: int, formats: bool) -> dict[str, Any]:
+def _check(dtype: torch.dtype, given: dict[str, int]) -> None:
+    if dtype not in JUDGED_DTYPES:
+        raise InputError(f"dtype of the forwards must be float32 or bfloat16, not {str(dtype).removeprefix('torch.')}")
+    for name, value in given.items():
+        least, most = LIMITS[name]
+        if not least <= value <= most:
+            raise InputError(f"{name} must be {least} to {most}, not {value}" + " (at most 16 patches)" * (name == "grid"))
+
+
+def _calibration_facts(games: Games, seed: int, draws: int, formats: bool, accuracy: float) -> dict[str, Any]:
     """What every row says of the run."""
     facts, device, dtype = games.teacher.facts, games.teacher.device, str(games.dtype).removeprefix("torch.")
     source, teacher = (
@@ -91,6 +89,7 @@ def _about(games: Games, seed: int, draws: int, formats: bool) -> dict[str, Any]
     command += f" --grid {games.grid} --seed {seed} --draws {draws} --device {device} --dtype {dtype}" + " --formats" * formats
     of_run: dict[str, Any] = {"images": len(games.positions), "draws": draws, "grid": games.grid, "seed": seed}
     of_run |= {"source": games.source.name, "teacher": facts.name, "teacher_hash": facts.hash, "dtype": dtype}
+    of_run |= {"teacher_accuracy": facts.accuracy, "teacher_accuracy_of_sample": accuracy}
     return {**of_run, **provenance(device, command)}
 
 
@@ -188,13 +187,13 @@ def by_format(games: Games, workers: int = 0) -> dict[str, list[float]]:
     """By payoff, quartiles of |bfloat16 - float32|^2 / |float32 - mean|^2 of the maps by the default design."""
     images, labels, size = games.images(games.positions, workers), games.labels(), games.teacher.facts.size
     made = PatchShapley(games.teacher.net, (3, size, size), grid=games.grid, dtype=torch.float32, batch=games.batch or None)
-    logits = {dtype: made.logits(images, dtype=dtype).double() for dtype in FORMATS}  # [n, M, K]
+    logits = {dtype: made.logits(images, dtype=dtype).double() for dtype in JUDGED_DTYPES}  # [n, M, K]
     found = {}
     for payoff, read in PAYOFFS.items():
         wide, short = (
             torch.stack([read(z, label.expand(len(z), 1))[:, 0] for z, label in zip(logits[dtype], labels, strict=True)])
             @ made.coalitions.solve.T
-            for dtype in FORMATS
+            for dtype in JUDGED_DTYPES
         )
         found[payoff] = quartiles(relative(short, wide).flatten().tolist())
     return found

@@ -25,7 +25,7 @@ def curves(rows: Rows) -> bytes:
     figure = plots.figure(11, 8.6, 120, layout="constrained")
     panels = figure.subplots(2, (len(names) + 1) // 2, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, payoff in zip(panels, names, strict=False):
-        _panel(axes, [row for row in rows if row["payoff"] == payoff])
+        _payoff_panel(axes, [row for row in rows if row["payoff"] == payoff])
         axes.set_title(payoff.replace("_", " "), loc="left", fontweight="bold")
     lines, labels = panels[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False)
@@ -39,11 +39,11 @@ def curves(rows: Rows) -> bytes:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     figure.supylabel("median of |phi - truth|$^2$ / |truth - mean|$^2$", fontsize=11)
-    figure.suptitle(_caption(first), fontsize=11)
+    figure.suptitle(_calibration_caption(first), fontsize=11)
     return plots.as_png(figure)
 
 
-def _panel(axes: Axes, rows: Rows) -> None:
+def _payoff_panel(axes: Axes, rows: Rows) -> None:
     from matplotlib.ticker import FuncFormatter
 
     for design, (colour, marker) in ((design, plots.LINES[name]) for design, name in COLOURS.items()):
@@ -76,7 +76,7 @@ def _adaptive(axes: Axes, rows: Rows) -> None:
         axes.annotate("\n".join(targets), (across, up), xytext=(0, 7), textcoords="offset points", fontsize=8, ha="center")
 
 
-def _caption(row: dict[str, Any]) -> str:
+def _calibration_caption(row: dict[str, Any]) -> str:
     accuracy = row["teacher_accuracy"] or row["teacher_accuracy_of_sample"]
     return (
         f"{row['source']}, {row['teacher']} ({accuracy:.1%}), {row['images']} images, {row['grid']}x{row['grid']} patches, "
@@ -88,9 +88,9 @@ def _payoffs(rows: Rows) -> list[str]:
     return list(dict.fromkeys(row["payoff"] for row in rows))
 
 
-def as_text(rows: Rows) -> str:
+def calibration_tables(rows: Rows) -> str:
     """Markdown: a table for each payoff, the adaptive rule, and the number format."""
-    lines = [f"{_caption(rows[0])}. Error: |phi - truth|^2 / |truth - mean|^2."]
+    lines = [f"{_calibration_caption(rows[0])}. Error: |phi - truth|^2 / |truth - mean|^2."]
     for payoff in _payoffs(rows):
         own = [row for row in rows if row["payoff"] == payoff]
         lines += ["", f"### {payoff}", "", *_table(own)]

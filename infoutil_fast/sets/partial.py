@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from infoutil_fast.data import Source, Split
+from infoutil_fast.runtime.rows import Row, readable
 from infoutil_fast.sets import store
 
 
@@ -52,6 +53,19 @@ def read(path: Path, limit: int) -> Found:
 def spaced(count: int, limit: int) -> list[int]:
     """At most `limit` of range(count), evenly spaced, first and last among them."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, limit))})
+
+
+def timings(path: Path) -> tuple[list[Row], str]:
+    """A set's rows of seconds and peaks, the last one of a class that was made twice, and a remark about lines that cannot be read."""
+    rows, remark = readable(path / "timings.jsonl")
+    return list({row.get("label"): row for row in rows if isinstance(row.get("seconds"), dict)}.values()), remark
+
+
+def by_stage(timed: Sequence[Row]) -> tuple[dict[str, float], dict[str, int]]:
+    """Seconds of each stage over all classes, and its highest peak in bytes (0: not measured)."""
+    stages = list(dict.fromkeys(stage for row in timed for part in ("seconds", "peak_bytes") for stage in row.get(part) or {}))
+    seconds = {stage: sum(row["seconds"].get(stage, 0.0) for row in timed) for stage in stages}
+    return seconds, {stage: max((row.get("peak_bytes") or {}).get(stage, 0) for row in timed) for stage in stages}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:

@@ -59,7 +59,7 @@ def slow_probabilities(games: Games, index: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tables_against_one_forward_a_coalition(dtype, digits, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(played, "AT_ONCE", 50)  # 5 coalitions of 10 classes: in parts, the last one short
+    monkeypatch.setattr(played, "LOGITS_HELD", 50)  # 5 coalitions of 10 classes: in parts, the last one short
     games = some(digits, teacher, count=2, grid=2, dtype=dtype)
     tables = play(games, tmp_path, progress=False)
     for index in range(2):
