@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from infoutil_fast.benchmarks.entrants import ENTRANTS, FREE, MATCHING
 from infoutil_fast.drawing import plots
-from infoutil_fast.runtime.rows import summary
+from infoutil_fast.runtime.rows import Rows, summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COMPARED = (*FREE, *MATCHING)
-Rows = Sequence[dict[str, Any]]
 
 
 def rows_with(rows: Rows, **wanted: Any) -> list[dict[str, Any]]:

@@ -102,6 +102,10 @@ def picture(data: bytes, alt: str, kind: str = "") -> Html:
     return Html(f'<img src="{source}" alt="{escape(alt)}"' + f' class="{kind}"' * bool(kind) + ">")
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
 def note(*content: object) -> Html:
     return tag("p", *content, class_="note")
 

@@ -6,7 +6,7 @@ import datetime
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from infoutil_fast.runtime.device import device_name, versions
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
+Rows = Sequence[Row]
 
 
 def provenance(device: torch.device | str, command: str) -> Row:

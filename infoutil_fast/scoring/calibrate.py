@@ -56,7 +56,7 @@ def calibrate(
     """
     where = choose_device(device)
     run_dtype = choose_dtype(dtype, where)
-    _check(run_dtype, {"grid": grid, "draws": draws, "batch": batch, "seed": seed})
+    _check_limits(run_dtype, {"grid": grid, "draws": draws, "batch": batch, "seed": seed})
     opened = source if isinstance(source, Source) else open_source(source)
     judge = teacher if isinstance(teacher, Teacher) else load_teacher(str(teacher), opened, where)
     games = Games(opened, judge, grid, run_dtype, choose(opened, images, seed), batch)
@@ -70,7 +70,7 @@ def calibrate(
     return rows
 
 
-def _check(dtype: torch.dtype, given: dict[str, int]) -> None:
+def _check_limits(dtype: torch.dtype, given: dict[str, int]) -> None:
     if dtype not in JUDGED_DTYPES:
         raise InputError(f"dtype of the forwards must be float32 or bfloat16, not {str(dtype).removeprefix('torch.')}")
     for name, value in given.items():

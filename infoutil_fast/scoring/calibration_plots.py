@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from infoutil_fast.drawing import plots
+from infoutil_fast.runtime.rows import Rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {"border_hadamard": "blue", "leverage": "vermilion", "kernel": "green", "permutation": "purple", "captum": "grey"}
-Rows = Sequence[dict[str, Any]]
 
 
 def curves(rows: Rows) -> bytes:

@@ -87,7 +87,7 @@ def score(
     what the whole image adds to the payoff), and OUT/*.png the pictures. Images that cannot be read are left out and named. Returns the
     files, the counts and the lowest, median and highest score. Raises `InputError` before anything is written when something does not fit.
     """
-    _check(split, per_class, file_format)
+    _check_request(split, per_class, file_format)
     chosen, out, where = _options(kind, options), Path(out), choose_device(device)
     run_dtype = choose_dtype(dtype, where) if kind == "shapley" else torch.float32
     images = open_images(data, str(teacher), split, where, workers)
@@ -100,7 +100,7 @@ def score(
     return _finish(out, images, kind, file_format)
 
 
-def _check(split: str, per_class: int, file_format: str) -> None:
+def _check_request(split: str, per_class: int, file_format: str) -> None:
     one_of("file format", file_format, FORMATS)
     one_of("split", split, ("train", "val"))
     if per_class < 0:

@@ -1,4 +1,4 @@
-"""What is on disk of a distilled set, finished or not, as the report reads it."""
+"""A distilled set on disk as the report reads it: whatever is there of one that may be unfinished or damaged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from infoutil_fast.sets import store
 
 
 @dataclass(frozen=True)
-class Found:
+class PartialSet:
     """What is on disk of a distilled set, finished or not."""
 
     path: Path
@@ -23,6 +23,12 @@ class Found:
     classes: tuple[str, ...]
     done: tuple[int, ...]  # labels of the finished classes
     shown: tuple[int, ...]  # those that the page draws
+
+    def which(self) -> str:
+        """The classes shown, in words."""
+        if len(self.shown) == len(self.done):
+            return f"all {len(self.done)} finished classes"
+        return f"{len(self.shown)} of {len(self.done)} finished classes, evenly spaced"
 
     def images(self, label: int) -> list[Path]:
         return sorted((self.path / "images" / store.folder(label)).glob("*.png"))
@@ -41,13 +47,13 @@ class Found:
             return None
 
 
-def read(path: Path, limit: int) -> Found:
+def open_partial(path: Path, limit: int) -> PartialSet:
     """The set in folder `path`, `limit` of its classes to be shown; raises `InputError` when there is none or meta.json is damaged."""
     meta = store.read_meta(path)
     classes = store.class_names(path, meta)
     done = tuple(i for i in range(len(classes)) if store.is_done(path, i) and any((path / "images" / store.folder(i)).glob("*.png")))
     shown = tuple(done[i] for i in spaced(len(done), limit))
-    return Found(path, meta, classes, done, shown)
+    return PartialSet(path, meta, classes, done, shown)
 
 
 def spaced(count: int, limit: int) -> list[int]:
@@ -87,12 +93,12 @@ def is_image(split: Split, position: int, name: str) -> bool:
 
 def hits(path: Path, source: Source) -> float | None:
     """The share of kept windows whose centre lies inside the object's box; None when the source has no boxes or no window was kept."""
-    boxes, found = source.train.boxes, read(Path(path), 1)
+    boxes, made = source.train.boxes, open_partial(Path(path), 1)
     if boxes is None:
         return None
     inside: list[np.ndarray] = []
-    for label in found.done:
-        arrays = found.scores(label, "image", "name", "top", "left", "size")
+    for label in made.done:
+        arrays = made.scores(label, "image", "name", "top", "left", "size")
         if arrays is None:
             continue
         image, name, top, left, size = arrays

@@ -254,6 +254,22 @@ def test_the_same_set_gives_the_same_bytes(tmp_path: Path, source: Source, rng: 
     assert write_report(path).read_bytes() != first
 
 
+@pytest.mark.parametrize(("method", "labels"), [(None, "the method itself"), ({"name": "resnet18", "accuracy": None}, "resnet18")])
+def test_a_set_made_without_a_teacher_has_its_page(method, labels, tmp_path: Path, source: Source, rng: np.random.Generator) -> None:
+    """Of a method that learns from a net's name only: no teacher, and no windows of real images either."""
+    path = make_set(tmp_path / "set", source, rng)
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps({**meta, "method": "dm", "teacher": None, "label_teacher": method, "factor": None}))
+    for file in (path / "scores").glob("*.npz"):
+        np.savez(file, score=np.zeros(0, np.float32))
+    page = write_report(path).read_text("utf-8")
+    assert "<dt>Teacher</dt><dd>none<small>the method learns without one" in page
+    assert f"<dt>Soft labels from</dt><dd>{labels}<small>" in page
+    assert "keeps no windows of real images" in page
+    assert len(pictures(page)) == 3 * IPC
+    assert sorted(file.name for file in path.glob("*.png")) == ["report-gallery.png"]
+
+
 def test_half_finished_sets_are_shown_as_such(tmp_path: Path, source: Source, rng: np.random.Generator) -> None:
     path = make_set(tmp_path / "set", source, rng, finished=1)
     (path / "images" / "00001").mkdir()
