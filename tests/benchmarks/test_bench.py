@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from infoutil_fast import InputError, distill
 from infoutil_fast.benchmarks import compare, counted_memory, judging, tables, timing
 from infoutil_fast.benchmarks.setup import Settings
-from infoutil_fast.cli import main
+from infoutil_fast.cli import bench, main
 from infoutil_fast.data import Source
 from infoutil_fast.synthesis.experts import ExpertRecipe
 from infoutil_fast.synthesis.train_experts import train_experts
@@ -181,6 +182,22 @@ def test_images_in_no_step_are_counted_with_gradient_and_momentum():
 
 def test_a_net_with_batch_norm_is_counted_with_instance_norm():
     assert counted_memory.peak(replace(PROBLEM, net="convnet2-w8"))["peak_bytes"] == counted_memory.peak(PROBLEM)["peak_bytes"]
+
+
+@pytest.mark.parametrize("method", list(counted_memory.GRADIENTS))
+@pytest.mark.parametrize("joined", [True, False])
+def test_every_entrant_s_memory_can_be_asked_for_by_its_name(method, joined):
+    """Also one with a blank in it."""
+    words = ["--net", "convnet1-w2-in", "--size", "8", "--classes", "3", "--images", "4", "--batch", "3", "--steps", "2"]
+    words += [f"--method={method}"] if joined else ["--method", method]
+    whole = argparse.ArgumentParser()
+    bench.add(whole.add_subparsers(), [], [])
+    args, shown = whole.parse_args(["bench", "memory", *words, "--check"]), []
+    args.run(args, lambda value, text: shown.append((value, text)))
+    ((value, text),) = shown
+    assert value["method"] == method
+    assert value["peak_bytes"] >= value["counted_bytes"] > value["stored"] - 4 * value["parameters"]
+    assert f"at the peak of {method}:" in text
 
 
 def test_counted_memory_from_the_command_line(capsys):

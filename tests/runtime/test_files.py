@@ -80,14 +80,6 @@ def test_an_empty_folder_and_one_with_a_part_left_by_a_kill_can_be_begun(tmp_pat
     assert json.loads((tmp_path / "poem.json").read_text())["seed"] == 3
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(InputError, match="cannot be written"):
-        begin_folder(tmp_path / "out", KIND, META)
-    tmp_path.chmod(0o700)
-
-
 def test_a_file_below_a_file_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written: Not a directory"):
