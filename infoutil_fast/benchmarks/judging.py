@@ -41,11 +41,11 @@ def _judge_iterate(setup: Setup, settings: Settings, name: str, iteration: int) 
     labels, rule = made["labels"], RECIPES["matching"]
     targets = labels.softmax(1) if labels.is_floating_point() else F.one_hot(labels, len(setup.source.classes)).float()
     protocol = matching_student.Protocol(settings.curve_epochs, rule.batch, float(made["lr"]), rule.weight_decay)
-    test, found = Pixels(setup.source.val, setup.experts.size, setup.workers), []
+    test, shares = Pixels(setup.source.val, setup.experts.size, setup.workers), []
     for seed in range(settings.seed, settings.seed + settings.seeds):
         student = (setup.experts.recipe.net, made["images"], targets, protocol, seed, torch.float32)
-        found.append(_right(matching_student.train_student(*student, watch=lambda epoch, net: None), setup, test))
-    return {"last": found, "lr": protocol.lr}
+        shares.append(_right(matching_student.train_student(*student, watch=lambda epoch, net: None), setup, test))
+    return {"last": shares, "lr": protocol.lr}
 
 
 def _right(net: nn.Module, setup: Setup, test: Pixels) -> float:
@@ -77,8 +77,8 @@ def _judge_set(setup: Setup, settings: Settings, name: str, seed: int, asked: di
     """One student; a training-free method selects anew for it, a trajectory method has one set."""
     path = setup.set_of(settings, name, seed if name in FREE else settings.seed)
     shortened: dict[str, Any] = {"epochs": settings.epochs} if settings.epochs else {}
-    found = evaluate(path, seeds=1, seed=seed, source=setup.source, progress=setup.progress, **setup.how(), **asked, **shortened)
-    return {"own": _own(name, asked), "last": found["last"], "student": asked["student"], "student_settings": found["settings"]}
+    judged = evaluate(path, seeds=1, seed=seed, source=setup.source, progress=setup.progress, **setup.how(), **asked, **shortened)
+    return {"own": _own(name, asked), "last": judged["last"], "student": asked["student"], "student_settings": judged["settings"]}
 
 
 def _own(name: str, asked: dict[str, Any]) -> bool:

@@ -24,25 +24,25 @@ def rows_with(rows: Rows, **wanted: Any) -> list[dict[str, Any]]:
 
 def teaching(rows: Rows, name: str, part: str = "cost") -> float | None:
     """Seconds of the training that a method needs beforehand: measured steps times their number; of part "published" all its experts."""
-    found = rows_with(rows, part="teaching", of="teacher" if name in FREE else "experts")
-    if not found:
+    steps = rows_with(rows, part="teaching", of="teacher" if name in FREE else "experts")
+    if not steps:
         return None
-    length = {"experts": 1, **found[0], **(found[0].get("published", {}) if part == "published" else {})}
-    return float(length["experts"] * length["epochs"] * found[0]["steps_of_an_epoch"] * median(found[0]["step_seconds"]))
+    length = {"experts": 1, **steps[0], **(steps[0].get("published", {}) if part == "published" else {})}
+    return float(length["experts"] * length["epochs"] * steps[0]["steps_of_an_epoch"] * median(steps[0]["step_seconds"]))
 
 
 def making(rows: Rows, name: str, ipc: int, part: str = "cost", iterations: int | None = None) -> list[float]:
     """Seconds to the finished set: one for each set made, or the full length at the pace of each measured iteration."""
-    found = rows_with(rows, part=part, name=name, ipc=ipc)
+    timed = rows_with(rows, part=part, name=name, ipc=ipc)
     if name in FREE:
-        return [row["seconds"] for row in found]
-    return [t * (row["settings"]["iterations"] if iterations is None else iterations) for row in found for t in row["iteration_seconds"]]
+        return [row["seconds"] for row in timed]
+    return [t * (row["settings"]["iterations"] if iterations is None else iterations) for row in timed for t in row["iteration_seconds"]]
 
 
 def memory(rows: Rows, name: str, ipc: int, part: str = "cost") -> tuple[int, int] | None:
     """Peak bytes of the part's own process, and how much of that came after data and nets were loaded."""
-    found = rows_with(rows, part=part, name=name, ipc=ipc)
-    peaks = [(row["peak_bytes"], row["peak_bytes"] - row["loaded_bytes"]) for row in found]
+    measured = rows_with(rows, part=part, name=name, ipc=ipc)
+    peaks = [(row["peak_bytes"], row["peak_bytes"] - row["loaded_bytes"]) for row in measured]
     return max(peaks) if peaks else None
 
 
@@ -84,19 +84,24 @@ def _ratios(rows: Rows, ipc: int) -> Iterator[str]:
     for name in COMPARED:
         for part in ("cost", "published"):
             for taught in (False, True):
-                found = ratio(rows, name, ipc, part, taught) if name in MATCHING else None
-                if found:
-                    low, high = found["iqr"]
+                times = ratio(rows, name, ipc, part, taught) if name in MATCHING else None
+                if times:
+                    low, high = times["iqr"]
                     length = "published length and experts" if part == "published" else "the run's length and experts"
                     with_training = ", training included" if taught else ""
-                    yield f"- {name}, {length}{with_training}: {found['median']:.3g} ({low:.3g} to {high:.3g}) times InfoUtil's seconds"
+                    yield f"- {name}, {length}{with_training}: {times['median']:.3g} ({low:.3g} to {high:.3g}) times InfoUtil's seconds"
+
+
+def _percents(rows: Rows, name: str, ipc: int, protocol: str) -> list[float]:
+    """Accuracy of each student."""
+    return [100 * value for row in rows_with(rows, part="accuracy", name=name, ipc=ipc, protocol=protocol) for value in row["last"]]
 
 
 def _students(rows: Rows, name: str, ipc: int, protocol: str) -> str:
-    found = [100 * value for row in rows_with(rows, part="accuracy", name=name, ipc=ipc, protocol=protocol) for value in row["last"]]
-    if not found:
+    percents = _percents(rows, name, ipc, protocol)
+    if not percents:
         return ""
-    return f"{mean(found):.1f}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "") + f" (n={len(found)})"
+    return f"{mean(percents):.1f}" + (f" ± {stdev(percents):.1f}" if len(percents) > 1 else "") + f" (n={len(percents)})"
 
 
 def methods_chart(rows: Rows) -> bytes:
@@ -134,17 +139,16 @@ Points = tuple[list[float], list[float], list[float]]
 
 
 def _free(rows: Rows, name: str, ipc: int) -> Points:
-    found = [100 * value for row in rows_with(rows, part="accuracy", name=name, ipc=ipc, protocol="online") for value in row["last"]]
-    seconds = making(rows, name, ipc)
-    return ([median(seconds)], [mean(found)], [_deviation(found)]) if found and seconds else ([], [], [])
+    percents, seconds = _percents(rows, name, ipc, "online"), making(rows, name, ipc)
+    return ([median(seconds)], [mean(percents)], [_deviation(percents)]) if percents and seconds else ([], [], [])
 
 
 def _curve(rows: Rows, name: str, ipc: int) -> Points:
     """The iterates judged; the start stands where the first iteration ends, for the scale has no zero."""
     pace = making(rows, name, ipc, iterations=1)
-    found = sorted(rows_with(rows, part="curve", name=name, ipc=ipc), key=lambda row: row["iteration"]) if pace else []
-    x = [max(row["iteration"], 1) * median(pace) for row in found]
-    return x, [100 * mean(row["last"]) for row in found], [_deviation([100 * value for value in row["last"]]) for row in found]
+    iterates = sorted(rows_with(rows, part="curve", name=name, ipc=ipc), key=lambda row: row["iteration"]) if pace else []
+    x = [max(row["iteration"], 1) * median(pace) for row in iterates]
+    return x, [100 * mean(row["last"]) for row in iterates], [_deviation([100 * value for value in row["last"]]) for row in iterates]
 
 
 def _deviation(values: Sequence[float]) -> float:

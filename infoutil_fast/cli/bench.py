@@ -56,7 +56,7 @@ def _methods(args: argparse.Namespace, show: Show) -> None:
 
 def _memory(args: argparse.Namespace, show: Show) -> None:
     problem = counted_memory.Problem(**given(args))
-    found = counted_memory.peak(problem)
+    counted = counted_memory.peak(problem)
     if args.check:
-        found["counted_bytes"] = max(counted_memory.line(problem))
-    show({**vars(problem), **found}, f"{found['peak_bytes'] / 1e9:.3f} GB at the peak of {problem.method}: {found}")
+        counted["counted_bytes"] = max(counted_memory.line(problem))
+    show({**vars(problem), **counted}, f"{counted['peak_bytes'] / 1e9:.3f} GB at the peak of {problem.method}: {counted}")

@@ -61,11 +61,11 @@ def demo(
         path = out / name.replace(" ", "-")
         asked = ENTRANTS[name].asked(ipc=settings.ipc, pool=settings.pool, factor=settings.factor)
         distill(source, out / "teacher", path, **how, **asked)
-        found = _evaluated(path, settings, seeds) or evaluate(
+        judged = _evaluated(path, settings, seeds) or evaluate(
             path, student=settings.student, seeds=seeds, epochs=settings.epochs, source=source, **how
         )
-        table.append({"name": name, "teacher": taught["accuracy"], "accuracy": found["mean"], "std": found["std"], **_set_cost(path)})
-        table[-1].update(evaluate_seconds=found["seconds"], hits=hits(path, source), report=str(write_report(path)))
+        table.append({"name": name, "teacher": taught["accuracy"], "accuracy": judged["mean"], "std": judged["std"], **_set_cost(path)})
+        table[-1].update(evaluate_seconds=judged["seconds"], hits=hits(path, source), report=str(write_report(path)))
     demo_picture(out / "infoutil", source).save(out / "demo.png")
     write_bytes(out / "table.json", as_json(table))
     return table

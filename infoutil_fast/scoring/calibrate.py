@@ -107,12 +107,12 @@ def judged(tables: Tensor, grid: int, draws: int, seed: int, short: dict[str, li
         for target in TARGETS:
             phi, _, used = adaptive(values, d, target)
             error = relative(phi, truth)
-            found = {
+            reached = {
                 "evaluations": float(used.double().mean()),
                 "error": quartiles(error.flatten().tolist()),
                 "reached": float((error <= target).double().mean()),
             }
-            yield {"kind": "adaptive", "design": "border_hadamard", **of_payoff, "target_error": target, **found}
+            yield {"kind": "adaptive", "design": "border_hadamard", **of_payoff, "target_error": target, **reached}
         if short:
             yield {"kind": "format", "design": "border_hadamard", **of_payoff, "evaluations": own_size(d), "error": short[payoff]}
 
@@ -120,8 +120,8 @@ def judged(tables: Tensor, grid: int, draws: int, seed: int, short: dict[str, li
 def budgets(d: int) -> list[tuple[str, int]]:
     """(design, evaluations) to judge, fewer than all 2^d; for 16 patches 34, 64, 94, 124, 154, 274, and Captum's default of 25."""
     border, block = 2 + 2 * d, 2 * (order(d) - 1)
-    found = [("captum", 25)] + [(design, border + block * k) for design, blocks in BLOCKS.items() for k in blocks]
-    return sorted(((design, n) for design, n in found if n < 1 << d), key=lambda pair: (list(BLOCKS).index(pair[0]), pair[1]))
+    every = [("captum", 25)] + [(design, border + block * k) for design, blocks in BLOCKS.items() for k in blocks]
+    return sorted(((design, n) for design, n in every if n < 1 << d), key=lambda pair: (list(BLOCKS).index(pair[0]), pair[1]))
 
 
 def _draws(design: str, d: int, budget: int, draws: int, seed: int) -> list[Coalitions]:
@@ -188,12 +188,12 @@ def by_format(games: Games, workers: int = 0) -> dict[str, list[float]]:
     images, labels, size = games.images(games.positions, workers), games.labels(), games.teacher.facts.size
     made = PatchShapley(games.teacher.net, (3, size, size), grid=games.grid, dtype=torch.float32, batch=games.batch or None)
     logits = {dtype: made.logits(images, dtype=dtype).double() for dtype in JUDGED_DTYPES}  # [n, M, K]
-    found = {}
+    moved = {}
     for payoff, read in PAYOFFS.items():
         wide, short = (
             torch.stack([read(z, label.expand(len(z), 1))[:, 0] for z, label in zip(logits[dtype], labels, strict=True)])
             @ made.coalitions.solve.T
             for dtype in JUDGED_DTYPES
         )
-        found[payoff] = quartiles(relative(short, wide).flatten().tolist())
-    return found
+        moved[payoff] = quartiles(relative(short, wide).flatten().tolist())
+    return moved

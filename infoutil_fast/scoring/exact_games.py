@@ -95,14 +95,14 @@ def play(games: Games, folder: Path, progress: bool = True) -> Tensor:
     for done, (file, position) in enumerate(todo, 1):
         assert plan is not None
         header = games.header(position)
-        found = game(plan, games.images(np.array([position])), header["label"], games.dtype, len(games.teacher.facts.classes))
-        refuse_nan(found[None], [header["image"]], games.teacher.facts.name)
-        write_arrays(file, {"header": np.array(json.dumps(header)), "logits": found.numpy()})
-        there[file] = found
+        logits = game(plan, games.images(np.array([position])), header["label"], games.dtype, len(games.teacher.facts.classes))
+        refuse_nan(logits[None], [header["image"]], games.teacher.facts.name)
+        write_arrays(file, {"header": np.array(json.dumps(header)), "logits": logits.numpy()})
+        there[file] = logits
         if done in (1, len(todo)):
             each = (time.perf_counter() - start) / done
             left = len(todo) - done
-            log.info("%.2f s an image (%d forwards), %.1f min for the other %d", each, len(found), each * left / 60, left)
+            log.info("%.2f s an image (%d forwards), %.1f min for the other %d", each, len(logits), each * left / 60, left)
         bar.update()
     bar.close()
     return torch.stack([there[file] for file in files])

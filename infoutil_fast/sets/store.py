@@ -103,12 +103,12 @@ def class_names(path: Path, meta: dict[str, Any]) -> tuple[str, ...]:
 
 def _tensor(file: Path, key: str, dimensions: int) -> Tensor:
     try:
-        found = load_file(file)[key]
+        tensor = load_file(file)[key]
     except Exception as error:  # the reader's and the disk's; named
         raise InputError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
-    if found.dim() != dimensions or not found.is_floating_point():
-        raise InputError(f"{file}: {key} is {list(found.shape)} {found.dtype}, needed are {dimensions} dimensions of floats")
-    return found
+    if tensor.dim() != dimensions or not tensor.is_floating_point():
+        raise InputError(f"{file}: {key} is {list(tensor.shape)} {tensor.dtype}, needed are {dimensions} dimensions of floats")
+    return tensor
 
 
 @dataclass(frozen=True, eq=False)
