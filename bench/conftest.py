@@ -18,7 +18,7 @@ SLOW = 20.0  # seconds of a call after which its version runs no further rounds
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", action="store_true", help="append the rows to bench/results/<device>.jsonl")
     parser.addoption("--rounds", type=int, help=f"rounds of every race, instead of {ROUNDS} or the race's own number")
-    parser.addoption("--keep-freed-memory", action="store_true", help="run all with the allocator setting of infoutil_fast.memory")
+    parser.addoption("--keep-freed-memory", action="store_true", help="run all with the allocator setting of infoutil_fast.runtime.memory")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""Fit the rule by which a convolution's norm is taken from Gram matrices or directly (`gradrules.gram_is_cheaper`).
+"""Fit the rule by which a convolution's norm is taken from Gram matrices or directly (`gradnorm.rules.gram_is_cheaper`).
 
     python bench/gram_rule.py [--device cuda] [--shapes 60] [--record]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -34,13 +35,17 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def _part(path: Path, data: bytes) -> Path:
-    """The data on the disk, beside `path` under a name of this process."""
+    """The data on the disk, beside `path` under a name that no other writer has."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    part = path.with_name(f"{path.name}.{secrets.token_hex(6)}.part")  # not the process's number: ranks in containers share it
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:  # a full disk is no fuller for the attempt
+        part.unlink(missing_ok=True)
+        raise
     return part
 
 

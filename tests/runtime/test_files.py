@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,31 @@ def test_processes_that_start_together_agree_on_one_meta(seeds, tmp_path):
     assert answers.count(winner) == seeds.count(winner)
     assert all(answer == winner or "another seed" in answer for answer in answers)
     assert not list((tmp_path / "out").glob("*.part"))
+
+
+def test_writers_of_one_process_number_do_not_share_a_part(tmp_path, monkeypatch):
+    """Ranks in containers of several machines often have the same number, and write to one folder."""
+    monkeypatch.setattr(files.os, "getpid", lambda: 7)
+    texts = [bytes([65 + i]) * 200_000 for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: write_bytes(tmp_path / "a", text), texts))
+    assert (tmp_path / "a").read_bytes() in texts
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_write_that_fails_leaves_nothing_and_what_was_there(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_bytes(tmp_path / "a", b"new")
+    with pytest.raises(InputError, match="cannot be written: No space left"):
+        begin_folder(tmp_path / "out", KIND, META)
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and file.name != "a"]
 
 
 def test_new_files_stay_as_the_first_wrote_them_with_and_without_hard_links(tmp_path, monkeypatch):
