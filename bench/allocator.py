@@ -7,7 +7,7 @@ import sys
 from time import perf_counter, process_time
 
 import torch
-from record import append, row
+from record import keep_rows, row
 
 ROUNDS, STEPS, BATCH = 7, 25, 100
 
@@ -50,7 +50,7 @@ def main() -> None:
         ratios = f"{found['ratio']}x ({found['ratio_processor']}x in processor time)"
         print(f"{found['params']['memory']}: {found['median'] * 1e3:.1f} ms a step, {ratios}")
     if "--record" in sys.argv:
-        print(append("cpu", rows))
+        print(keep_rows("cpu", rows))
 
 
 if __name__ == "__main__":

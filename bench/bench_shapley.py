@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
 import pytest
 import torch
 from cases import case
-from record import origin, spread
+from record import origin
 from rivals import captum, loop, loops, multiply_adds, quickest
 from torch import Tensor, nn
 
+from infoutil_fast.runtime.rows import summary
 from infoutil_fast.shapley.maps import PatchShapley
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, where torch.compile imports it
@@ -162,8 +164,8 @@ def test_shapley_memory(
     rounds = min(3, request.config.option.rounds or 3)
     taken = [json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout) for _ in range(rounds)]
     found = origin("shapley memory", {key: value for key, value in asked.items() if key != "device"}, device)
-    found |= spread([t["call"] / 2**20 for t in taken])
-    mib = {f"{key}_mib": round(spread([t[key] for t in taken])["median"] / 2**20, 1) for key in ("plan", "loaded")}
+    found |= summary([t["call"] / 2**20 for t in taken])
+    mib = {f"{key}_mib": round(median(t[key] for t in taken) / 2**20, 1) for key in ("plan", "loaded")}
     note(device, {**found, "unit": "MiB", "figures": mib})
 
 

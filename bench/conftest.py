@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from record import append, row, time_call
+from record import keep_rows, row, time_call
 
 from infoutil_fast.runtime.memory import keep_freed_memory
 
@@ -18,7 +18,7 @@ SLOW = 20.0  # seconds of a call after which its version runs no further rounds
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", action="store_true", help="append the rows to bench/results/<device>.jsonl")
     parser.addoption("--rounds", type=int, help=f"rounds of every race, instead of {ROUNDS} or the race's own number")
-    parser.addoption("--keep-freed-memory", action="store_true", help="run all with the allocator setting of infoutil_fast.memory")
+    parser.addoption("--keep-freed-memory", action="store_true", help="run all with the allocator setting of infoutil_fast.runtime.memory")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -85,7 +85,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.write_line(line)
     if config.option.record:
         for device in sorted({device for device, _ in ROWS}):
-            path = append(device, _of(device))
+            path = keep_rows(device, _of(device))
             terminalreporter.write_line(f"appended to {path.relative_to(config.rootpath)}")
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
-from statistics import quantiles
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from record import append, origin
+from record import keep_rows, origin
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,6 +21,7 @@ from infoutil_fast.data import open_source
 from infoutil_fast.gradnorm.norms import grad_norms
 from infoutil_fast.models.teacher import load_teacher
 from infoutil_fast.runtime.device import autocast
+from infoutil_fast.runtime.rows import summary
 from infoutil_fast.scoring.calibrate import spearman
 
 CPU = torch.device("cpu")
@@ -58,31 +59,27 @@ def main() -> None:
         "ours compiled": lambda dtype: grad_norms(net, x, y, dtype=dtype, compile=True),
         "autograd": lambda dtype: whole(net, x, y, dtype),
     }
-    rows = []
+    measured = []
+    command = f"python bench/gradnorm_accuracy.py SOURCE --teacher TEACHER --images {args.images} --seed {args.seed}"
+    about = {"source": source.name, "net": teacher.facts.name, "accuracy": teacher.facts.accuracy}
     for dtype in (torch.float32, torch.bfloat16):
         for name, way in ways.items():
-            found = way(dtype).double()
-            errors = ((found - exact).abs() / exact).tolist()
-            at = quantiles(errors, n=20)
-            figures = {
-                "p90": at[17],
-                "largest": max(errors),
-                "spearman": spearman(found, exact).item(),
-            }
-            params = {
-                "source": source.name,
-                "net": teacher.facts.name,
-                "accuracy": teacher.facts.accuracy,
-                "dtype": str(dtype)[6:],
-                "version": name,
-            }
-            command = f"python bench/gradnorm_accuracy.py SOURCE --teacher TEACHER --images {args.images} --seed {args.seed}"
-            row = {**origin("gradient norms, relative error", params, "cpu"), "n": args.images, "median": at[9], "iqr": [at[4], at[14]]}
-            rows.append({**row, "unit": "of the norm in float64", "figures": figures, "command": command})
-            numbers = ", ".join(f"{key} {value:.6g}" for key, value in figures.items())
-            print(f"{teacher.facts.name} {str(dtype)[6:]} {name}: median {at[9]:.2e} [{at[4]:.2e}, {at[14]:.2e}], {numbers}", flush=True)
+            params = {**about, "dtype": str(dtype)[6:], "version": name}
+            measured.append({**origin("gradient norms, relative error", params, "cpu"), **compared(way(dtype).double(), exact)})
+            measured[-1] |= {"unit": "of the norm in float64", "command": command}
+            low, high = measured[-1]["iqr"]
+            numbers = ", ".join(f"{key} {value:.6g}" for key, value in measured[-1]["figures"].items())
+            middle = f"median {measured[-1]['median']:.2e} [{low:.2e}, {high:.2e}]"
+            print(f"{teacher.facts.name} {params['dtype']} {name}: {middle}, {numbers}", flush=True)
     if args.record:
-        append("cpu", rows)
+        keep_rows("cpu", measured)
+
+
+def compared(norms: Tensor, exact: Tensor) -> dict[str, Any]:
+    """The relative errors of norms [n], and how far their order is the exact one's."""
+    errors = ((norms - exact).abs() / exact).tolist()
+    figures = {"p90": float(np.quantile(errors, 0.9)), "largest": max(errors), "spearman": spearman(norms, exact).item()}
+    return {**summary(errors), "figures": figures}
 
 
 if __name__ == "__main__":

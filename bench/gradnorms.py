@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from record import append, row, time_call
+from record import keep_rows, row, time_call
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -29,6 +29,7 @@ from infoutil_fast.gradnorm.norms import grad_norms
 from infoutil_fast.models import nets
 from infoutil_fast.runtime.device import autocast
 from infoutil_fast.runtime.memory import keep_freed_memory, peak_bytes, reset_peak
+from infoutil_fast.types import first_line
 
 CASES = [
     "convnet3:32:128",
@@ -150,7 +151,7 @@ def opacus(case: Case, ghost: bool) -> Callable[[], Tensor]:
     return run
 
 
-def versions(spec: str, dtype: torch.dtype, device: str) -> dict[str, Callable[[], Callable[[], Any]]]:
+def ways(spec: str, dtype: torch.dtype, device: str) -> dict[str, Callable[[], Callable[[], Any]]]:
     """What makes each version's call; a rival is imported, and a net built, only for the versions that run."""
     case = cache(partial(Case, spec, dtype, device))
 
@@ -175,10 +176,10 @@ def versions(spec: str, dtype: torch.dtype, device: str) -> dict[str, Callable[[
     }
 
 
-def peak(spec: str, dtype: torch.dtype, device: str, name: str) -> None:
+def print_peak(spec: str, dtype: torch.dtype, device: str, name: str) -> None:
     """Print how much one call adds to what the process holds, in MiB. One of a single sample goes before, which loads what it needs."""
-    versions(f"{spec.rpartition(':')[0]}:1", dtype, device)[name]()()
-    call, at = versions(spec, dtype, device)[name](), torch.device(device)
+    ways(f"{spec.rpartition(':')[0]}:1", dtype, device)[name]()()
+    call, at = ways(spec, dtype, device)[name](), torch.device(device)
     reset_peak(at)
     before = peak_bytes(at)
     call()
@@ -186,13 +187,14 @@ def peak(spec: str, dtype: torch.dtype, device: str, name: str) -> None:
 
 
 def peak_apart(spec: str, dtype: torch.dtype, device: str, name: str) -> int:
-    """`peak` in a process of its own."""
+    """`print_peak` in a process of its own."""
     command = [sys.executable, __file__, "--peak", spec, str(dtype)[6:], device, name]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def measure(spec: str, dtype: torch.dtype, device: str, rounds: int, only: list[str] | None) -> list[dict[str, Any]]:
-    makers = versions(spec, dtype, device)
+def able(spec: str, dtype: torch.dtype, device: str, only: list[str] | None) -> dict[str, Callable[[], Any]]:
+    """The call of each version that runs here, tried once; how far its norms are from ours, or why it cannot, is printed."""
+    makers = ways(spec, dtype, device)
     ours = makers["ours"]()()
     calls: dict[str, Callable[[], Any]] = {}
     for name, make in makers.items():
@@ -202,12 +204,17 @@ def measure(spec: str, dtype: torch.dtype, device: str, rounds: int, only: list[
             calls[name] = make()
             got = calls[name]()
         except (ImportError, NotImplementedError, RuntimeError, AttributeError, AssertionError) as error:
-            print(f"{spec} {dtype}: {name} cannot: {str(error).strip().splitlines()[0][:100]}", flush=True)
+            print(f"{spec} {dtype}: {name} cannot: {first_line(error)}", flush=True)
             calls.pop(name, None)
             continue
         if got is not None and "gn" not in name and "Opacus" not in name:
             difference = ((got.detach() - ours).abs() / ours).median().item()
             print(f"{spec} {dtype}: {name} differs from ours by {difference:.1e} (median)", flush=True)
+    return calls
+
+
+def raced(spec: str, dtype: torch.dtype, device: str, rounds: int, only: list[str] | None) -> list[dict[str, Any]]:
+    calls = able(spec, dtype, device, only)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for turn in range(rounds):
         for name, call in calls.items():
@@ -247,13 +254,13 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     if args.peak:
-        return peak(args.peak[0], getattr(torch, args.peak[1]), *args.peak[2:])
+        return print_peak(args.peak[0], getattr(torch, args.peak[1]), *args.peak[2:])
     keep_freed_memory()
     for spec in args.cases:
         for dtype in args.dtypes:
-            rows = measure(spec, getattr(torch, dtype), args.device, args.rounds, args.only)
+            rows = raced(spec, getattr(torch, dtype), args.device, args.rounds, args.only)
             if args.record:
-                append(args.device, rows)
+                keep_rows(args.device, rows)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Fit the rule by which a convolution's norm is taken from Gram matrices or directly (`gradrules.gram_is_cheaper`).
+"""Fit the rule by which a convolution's norm is taken from Gram matrices or directly (`gradnorm.rules.gram_is_cheaper`).
 
     python bench/gram_rule.py [--device cuda] [--shapes 60] [--record]
 
@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
-from record import append, origin, spread, time_call
+from record import keep_rows, origin, time_call
 
 from infoutil_fast.gradnorm import rules
 from infoutil_fast.ops.sqnorms import conv_grad_sqnorm, gram_sqnorm
+from infoutil_fast.runtime.rows import summary
 
 Shape = tuple[int, int, int, int, int]  # C, O, side, kernel, stride
 Measured = tuple[Shape, float, float]  # seconds of the direct form and of the Gram form
@@ -27,7 +28,7 @@ FACTORS = [0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.8, 4.0]
 SHIFTS = [0.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0]
 
 
-def draw(count: int, seed: int) -> list[Shape]:
+def layers(count: int, seed: int) -> list[Shape]:
     """Layers of which either form may be the faster: channels and sides of usual nets."""
     at = random.Random(seed)
     channels, sides = (3, 16, 32, 64, 96, 128, 192, 256, 384, 512), (4, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
@@ -37,7 +38,7 @@ def draw(count: int, seed: int) -> list[Shape]:
     )
 
 
-def measure(shape: Shape, dtype: torch.dtype, device: str, samples: int) -> tuple[float, float]:
+def both_ways(shape: Shape, dtype: torch.dtype, device: str, samples: int) -> tuple[float, float]:
     c, o, side, k, s = shape
     x = torch.randn(samples, c, side, side, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     out = (side + 2 * (k // 2) - k) // s + 1
@@ -77,7 +78,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
-        found = [(shape, *measure(shape, dtype, args.device, args.samples)) for shape in draw(args.shapes, args.seed)]
+        found = [(shape, *both_ways(shape, dtype, args.device, args.samples)) for shape in layers(args.shapes, args.seed)]
         fit, held = found[::2], found[1::2]
         best = min(itertools.product(FACTORS, SHIFTS), key=lambda constants: regret(fit, *constants))
         now = rules.GRAM_FACTOR, rules.GRAM_SHIFT
@@ -96,10 +97,10 @@ def main() -> None:
             }
             command = f"python bench/gram_rule.py --device {args.device} --shapes {args.shapes} --seed {args.seed}"
             rows.append(
-                {**origin("gram rule regret", params, args.device), **spread([on["held out"]]), "unit": "share", "command": command}
+                {**origin("gram rule regret", params, args.device), **summary([on["held out"]]), "unit": "share", "command": command}
             )
     if args.record:
-        append(args.device, rows)
+        keep_rows(args.device, rows)
 
 
 if __name__ == "__main__":

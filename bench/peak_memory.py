@@ -18,7 +18,7 @@ from infoutil_fast.runtime.memory import peak_bytes, reset_peak
 from infoutil_fast.shapley.maps import PatchShapley
 
 
-def measure(net: str, size: int, images: int, evaluations: int, batch: int, dtype: str, device: str, threads: int) -> dict[str, Any]:
+def peaks(net: str, size: int, images: int, evaluations: int, batch: int, dtype: str, device: str, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     where = torch.device(device)
     model, shown, targets = case(net, size, images, device)
@@ -42,4 +42,4 @@ def _now(device: torch.device) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(**json.loads(sys.argv[1]))))
+    print(json.dumps(peaks(**json.loads(sys.argv[1]))))

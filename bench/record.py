@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
 import torch
 
-from infoutil_fast.runtime.device import device_name, versions
+from infoutil_fast.runtime import rows
+from infoutil_fast.runtime.device import device_name
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,40 +49,25 @@ def row(
     than_wall, than_busy = zip(*against, strict=True)
     return {
         **origin(name, params, device),
-        **spread(wall),
+        **rows.summary(wall),
         "median_processor": median(busy),
         "baseline": than,
         "ratio": round(median(than_wall) / median(wall), 3),
         "ratio_processor": round(median(than_busy) / median(busy), 3),
-        **({"ratios": {rival: ratio(taken, times) for rival, times in rivals.items()}} if rivals else {}),
+        **({"ratios": {rival: paired_ratio(taken, times) for rival, times in rivals.items()}} if rivals else {}),
     }
 
 
 def origin(name: str, params: dict[str, Any], device: str) -> dict[str, Any]:
     """What was measured, on what, with what, when, and by which command."""
-    return {
-        "name": name,
-        "params": params,
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
-        "command": "python -m pytest " + " ".join(sys.argv[1:]),
-    }
+    return {"name": name, "params": params, **rows.provenance(device, "python -m pytest " + " ".join(sys.argv[1:]))}
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """n, median and the quartiles; of one value alone the quartiles are that value."""
-    low, _, high = quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return {"n": len(values), "median": median(values), "iqr": [low, high]}
-
-
-def ratio(taken: Times, rival: Times) -> dict[str, Any]:
+def paired_ratio(taken: Times, rival: Times) -> dict[str, Any]:
     """How many times faster than `rival`, round by round; a rival that was too slow for all rounds counts with its last one."""
     pairs = [(rival[min(i, len(rival) - 1)], own) for i, own in enumerate(taken)]
-    wall = spread([there[0] / own[0] for there, own in pairs])
-    busy = spread([there[1] / own[1] for there, own in pairs])
+    wall = rows.summary([there[0] / own[0] for there, own in pairs])
+    busy = rows.summary([there[1] / own[1] for there, own in pairs])
     return {
         "median": round(wall["median"], 3),
         "iqr": [round(v, 3) for v in wall["iqr"]],
@@ -95,11 +78,9 @@ def ratio(taken: Times, rival: Times) -> dict[str, Any]:
     }
 
 
-def append(device: str, rows: Sequence[dict[str, Any]]) -> Path:
+def keep_rows(device: str, measured: Sequence[dict[str, Any]]) -> Path:
     """Write the rows below those of earlier runs; returns the file."""
     name = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
     path = RESULTS / f"{name}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(r) + "\n" for r in rows)
+    rows.append(path, measured)
     return path

@@ -9,29 +9,21 @@ set (windows are kept best first). A run cut short goes on where it stopped. The
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from infoutil_fast import distill, evaluate, open_source
+from infoutil_fast.benchmarks.entrants import ENTRANTS, PAPER
+from infoutil_fast.data import Source
+from infoutil_fast.runtime import rows
 from infoutil_fast.runtime.memory import keep_freed_memory
+from infoutil_fast.sets.partial import by_stage, timings
 
-SETS: dict[str, dict[str, Any]] = {
-    "random images": {"method": "random", "windows": "whole"},
-    "random crops": {"method": "random", "windows": "random"},
-    "rded": {"method": "rded"},
-    "infoutil": {"method": "infoutil"},
-    "infoutil paper": {"method": "infoutil", "preset": "paper"},
-    "paper, no shapley": {"method": "infoutil", "preset": "paper", "windows": "random"},
-    "paper, no norm": {"method": "infoutil", "preset": "paper", "score": "random"},
-    "paper, no noise": {"method": "infoutil", "preset": "paper", "noise": 0.0},
-    "paper, low": {"method": "infoutil", "preset": "paper", "direction": "low"},
-    "paper, medium": {"method": "infoutil", "preset": "paper", "direction": "medium"},
-    "paper, whole images": {"method": "infoutil", "preset": "paper", "window": 4},
-}
-DEFAULT = ("random images", "random crops", "rded", "infoutil", "infoutil paper", "infoutil paper, early labels")
+EARLY = "infoutil paper, early labels"
+DEFAULT = ("random images", "random crops", "rded", "infoutil", "infoutil paper", EARLY)
 
 
 def main() -> None:
@@ -41,7 +33,7 @@ def main() -> None:
     parser.add_argument("--early", help="labels of the rows that say so")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--rows", nargs="+", default=list(DEFAULT), choices=[*SETS, "infoutil paper, early labels"])
+    parser.add_argument("--rows", nargs="+", default=list(DEFAULT), choices=[*DEFAULT, *PAPER[1:]])
     parser.add_argument("--ipc", nargs="+", type=int, default=[1, 10, 50])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--student", default="convnet3")
@@ -50,60 +42,52 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_freed_memory()
-    source = open_source(args.source)
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
+    source, done = open_source(args.source), rows.read(args.results)
     for seed in args.seeds:
         for name in args.rows:
-            early = name.endswith(", early labels")
-            base = name.removesuffix(", early labels")
-            path = args.work / f"{base.replace(' ', '-')}-{seed}"
-            shared = {"row": name, "seed": seed, "student": args.student, "labels": args.labels, "recipe": args.recipe}
-            keys = [{**shared, "ipc": ipc} for ipc in args.ipc if not (early and ipc >= 50)]  # there the paper takes the converged teacher
-            keys = [key for key in keys if not any(all(row[k] == v for k, v in key.items()) for row in done)]
-            if keys:
-                distill(source, args.teacher, path, ipc=max(args.ipc), factor=1, seed=seed, workers=2, **SETS[base])
-            for key in keys:
-                ipc = key["ipc"]
-                found = evaluate(
-                    path,
-                    student=args.student,
-                    seeds=1,
-                    seed=seed,
-                    ipc=ipc,
-                    labels=args.labels,
-                    recipe=args.recipe,
-                    teacher=args.early if early else args.teacher,
-                    source=source,
-                )
-                done.append(
-                    {**key, "source": source.name, **cost(path), **{k: found[k] for k in found if k not in ("best", "labels", "recipe")}}
-                )
-                with open(args.results, "a") as file:
-                    file.write(json.dumps(done[-1]) + "\n")
-                logging.info("%s, ipc %d, seed %d: %.2f", name, ipc, seed, 100 * found["mean"])
-    print(table(done, args.ipc))
+            for row in measured(args, source, name, seed, done):
+                done.append(row)
+                rows.append(args.results, [row])
+                logging.info("%s, ipc %d, seed %d: %.2f", name, row["ipc"], seed, 100 * row["mean"])
+    print(means(done, args.ipc))
+
+
+def measured(args: argparse.Namespace, source: Source, name: str, seed: int, done: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of an entrant and a seed that are not `done`, one for each ipc."""
+    early, entrant = name == EARLY, name.removesuffix(", early labels")
+    path = args.work / f"{entrant.replace(' ', '-')}-{seed}"
+    protocol = {"student": args.student, "labels": args.labels, "recipe": args.recipe}
+    ipcs = [ipc for ipc in args.ipc if not (early and ipc >= 50)]  # there the paper takes the converged teacher
+    keys = [{"row": name, "seed": seed, **protocol, "ipc": ipc} for ipc in ipcs]
+    keys = [key for key in keys if not any(key.items() <= row.items() for row in done)]
+    if keys:
+        asked = ENTRANTS[entrant].asked(ipc=max(args.ipc), factor=1, seed=seed)
+        distill(source, args.teacher, path, workers=2, **asked)
+    for key in keys:
+        teacher = args.early if early else args.teacher
+        found = evaluate(path, seeds=1, seed=seed, ipc=key["ipc"], teacher=teacher, source=source, **protocol)
+        kept = {name: found[name] for name in found if name not in ("best", "labels", "recipe")}
+        yield {**key, "source": source.name, **cost(path), **kept}
 
 
 def cost(path: Path) -> dict[str, Any]:
     """Seconds by stage over all classes, and the highest peak of the process by stage, of making the set."""
-    lines = [json.loads(line) for line in (path / "timings.jsonl").read_text().splitlines()]
-    stages = lines[0]["seconds"]
+    seconds, peaks = by_stage(timings(path)[0])
     return {
-        "stage_seconds": {stage: round(sum(line["seconds"][stage] for line in lines), 2) for stage in stages},
-        "stage_peak_mib": {stage: max(line["peak_bytes"][stage] for line in lines) >> 20 for stage in stages},
+        "stage_seconds": {stage: round(taken, 2) for stage, taken in seconds.items()},
+        "stage_peak_mib": {stage: peak >> 20 for stage, peak in peaks.items()},
     }
 
 
-def table(rows: list[dict[str, Any]], ipcs: list[int]) -> str:
+def means(done: list[dict[str, Any]], ipcs: list[int]) -> str:
     """Mean and deviation (n - 1) over seeds, in percent."""
     lines = ["| | " + " | ".join(f"ipc {ipc}" for ipc in ipcs) + " |", "|---" * (len(ipcs) + 1) + "|"]
-    for name in dict.fromkeys(row["row"] for row in rows):
+    for name in dict.fromkeys(row["row"] for row in done):
         cells = []
         for ipc in ipcs:
-            found = [100 * row["mean"] for row in rows if row["row"] == name and row["ipc"] == ipc]
-            spread = f" +- {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-            cells.append(f"{statistics.mean(found):.1f}{spread} (n={len(found)})" if found else "")
+            found = [100 * row["mean"] for row in done if row["row"] == name and row["ipc"] == ipc]
+            deviation = f" +- {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+            cells.append(f"{statistics.mean(found):.1f}{deviation} (n={len(found)})" if found else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 # From the top. A module may import what stands on a lower line, or beside it if that makes no circle. A name includes its submodules.
@@ -91,3 +96,12 @@ def test_the_package_imports_triton_only_in_its_kernels() -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
                 assert not any(n.split(".")[0] == "triton" for n in names), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("module", ["infoutil_fast", "infoutil_fast.cli"])
+def test_the_import_loads_nothing_that_only_some_need(module: str) -> None:
+    code = f"import {module}, json, sys; print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout))
+    assert {"torch", "numpy", "infoutil_fast"} <= loaded
+    assert not loaded & {"matplotlib", "captum", "torchvision", "triton", "datasets", "timm", "scipy", "sklearn"}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
-import os
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -17,17 +14,19 @@ import torch
 from tqdm import tqdm
 
 from infoutil_fast.benchmarks import judging, timing
-from infoutil_fast.benchmarks.entrants import FREE, MATCHING, Part, Place, Settings
-from infoutil_fast.benchmarks.tables import as_text, chart
+from infoutil_fast.benchmarks.entrants import FREE, MATCHING
+from infoutil_fast.benchmarks.setup import Part, Settings, Setup
+from infoutil_fast.benchmarks.tables import methods_chart, methods_table
 from infoutil_fast.data import Source, open_source
 from infoutil_fast.models.teacher import load_teacher
-from infoutil_fast.runtime.device import choose_device, choose_dtype, device_name, versions
-from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.runtime import rows
+from infoutil_fast.runtime.device import choose_device, choose_dtype, device_name
+from infoutil_fast.runtime.files import Kind, begin_folder, write_bytes
 from infoutil_fast.synthesis import published
 from infoutil_fast.synthesis.experts import ExpertRecipe, open_experts
-from infoutil_fast.types import InputError
 
 log = logging.getLogger(__name__)
+FOLDER = Kind("rows of a benchmark")
 
 
 def methods(
@@ -50,71 +49,60 @@ def methods(
     """
     settings, where = settings or Settings(), choose_device(device)
     opened = source if isinstance(source, Source) else open_source(source)
-    place = Place(opened, teacher, open_experts(experts, opened, where), Path(out), where, choose_dtype(dtype, where), workers, progress)
-    _begin(place)
-    file = place.out / "rows.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    todo = [(key, call) for key, call in _parts(place, settings) if not any(key.items() <= row.items() for row in rows)]
+    setup = Setup(opened, teacher, open_experts(experts, opened, where), Path(out), where, choose_dtype(dtype, where), workers, progress)
+    begin_folder(setup.out, FOLDER, _common(setup))
+    file = setup.out / "rows.jsonl"
+    known = rows.read(file)
+    todo = [(key, call) for key, call in _parts(setup, settings) if not any(key.items() <= row.items() for row in known)]
     with tqdm(total=len(todo), desc="bench methods", unit="row", disable=None if progress else True) as bar:
         for key, call in todo:
             bar.set_postfix_str(" ".join(str(value) for value in key.values() if not isinstance(value, dict)))
-            row = {**key, **call(), **_about(place, settings)}
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(row) + "\n")
-            rows.append(row)
+            known.append({**key, **call(), **_run_facts(setup, settings)})
+            rows.append(file, known[-1:])
             bar.update()
-    if rows:
-        write_bytes(place.out / "methods.png", chart(rows))
-        log.info("%s", as_text(rows))
-    return rows
+    if known:
+        write_bytes(setup.out / "methods.png", methods_chart(known))
+        log.info("%s", methods_table(known))
+    return known
 
 
-def _begin(place: Place) -> None:
-    """Write meta.json, or check that the one there is of the same things."""
-    teacher = load_teacher(place.teacher, place.source, torch.device("cpu")).facts
-    meta = {
-        "source": place.source.name,
+def _common(setup: Setup) -> dict[str, Any]:
+    """What all rows of a folder have in common."""
+    teacher = load_teacher(setup.teacher, setup.source, torch.device("cpu")).facts
+    return {
+        "source": setup.source.name,
         "teacher": teacher.hash,
-        "experts": place.experts.facts.hash,
-        "device": device_name(place.device),
+        "experts": setup.experts.facts.hash,
+        "device": device_name(setup.device),
     }
-    file = place.out / "meta.json"
-    if file.exists():
-        have = json.loads(file.read_text())
-        if differs := [key for key in meta if have.get(key) != meta[key]]:
-            raise InputError(f"{place.out} holds rows of another {', '.join(differs)}: choose another folder")
-    elif place.out.exists() and any(place.out.iterdir()):
-        raise InputError(f"{place.out} exists and holds no rows of a benchmark: choose a new or empty folder")
-    else:
-        write_bytes(file, (json.dumps(meta, indent=1) + "\n").encode())
 
 
-def _parts(place: Place, settings: Settings) -> Iterator[Part]:
+def _parts(setup: Setup, settings: Settings) -> Iterator[Part]:
     """The rows to be measured: what tells each from the others, and the call that measures it."""
-    known: dict[str, Callable[[Place, Settings], Iterator[Part]]]
-    known = {"teaching": _teaching, "cost": _cost, "published": _published, "curve": judging.curve, "accuracy": judging.finished}
+    known: dict[str, Callable[[Setup, Settings], Iterator[Part]]]
+    known = {"teaching": _teaching, "cost": _making, "published": _published, "curve": judging.curve, "accuracy": judging.finished}
     for part in settings.parts:
-        for key, call in known[part](place, settings):
+        for key, call in known[part](setup, settings):
             yield {"part": part, **key}, call
 
 
-def _teaching(place: Place, settings: Settings) -> Iterator[Part]:
+def _teaching(setup: Setup, settings: Settings) -> Iterator[Part]:
     """Seconds of a training step of the teacher and of an expert, and how many steps each took."""
-    facts = load_teacher(place.teacher, place.source, torch.device("cpu")).facts
-    arguments = (place.source.spec, facts.name, settings.measured, str(place.device), place.dtype)
+    facts = load_teacher(setup.teacher, setup.source, torch.device("cpu")).facts
+    arguments = (setup.source.spec, facts.name, settings.measured, str(setup.device), setup.dtype)
 
     def teacher() -> dict[str, Any]:
         taken = timing.alone(timing.teacher_steps, *arguments)
         return {"net": facts.name, "epochs": facts.epochs, "accuracy": facts.accuracy, **taken}
 
     def experts() -> dict[str, Any]:
-        recipe = place.experts.recipe
-        taken = timing.alone(timing.expert_steps, place.source.spec, recipe, settings.measured, str(place.device))
+        recipe = setup.experts.recipe
+        taken = timing.alone(timing.expert_steps, setup.source.spec, recipe, settings.measured, str(setup.device))
         full = ExpertRecipe()
         return {
             "net": recipe.net,
-            "epochs": place.experts.epochs,
-            "experts": len(place.experts),
+            "epochs": setup.experts.epochs,
+            "experts": len(setup.experts),
             "published": {"experts": full.experts, "epochs": full.epochs},
             **taken,
         }
@@ -123,54 +111,47 @@ def _teaching(place: Place, settings: Settings) -> Iterator[Part]:
     yield {"of": "experts"}, experts
 
 
-def _cost(place: Place, settings: Settings) -> Iterator[Part]:
+def _making(setup: Setup, settings: Settings) -> Iterator[Part]:
     """Seconds and peak memory of making a set: training-free methods whole, the others by iterations."""
     for name in settings.names:
         if name in FREE:
             for repeat in range(settings.repeats):
-                work = place.work(name, ipc=settings.ipc, seed=settings.seed + repeat)
+                work = setup.work(name, ipc=settings.ipc, seed=settings.seed + repeat)
                 yield {"name": name, "ipc": settings.ipc, "repeat": repeat}, partial(timing.alone, timing.whole_set, work)
         else:
-            yield _timed(place, settings, name, {**settings.matching, "ipc": settings.ipc})
+            yield _timed_iterations(setup, settings, name, {**settings.matching, "ipc": settings.ipc})
 
 
-def _published(place: Place, settings: Settings) -> Iterator[Part]:
+def _published(setup: Setup, settings: Settings) -> Iterator[Part]:
     """Iterations at the published settings, the segments' starts cut to the experts' length."""
     if settings.preset:
         for name in settings.names:
             if name in MATCHING:
                 known = (published.TESLA | published.MTT)[settings.preset]
-                latest = place.experts.epochs - known["expert_epochs"] + 1
+                latest = setup.experts.epochs - known["expert_epochs"] + 1
                 options = {k: v for k, v in known.items() if k not in ("mode", "halve", "teacher_labels")}
-                yield _timed(place, settings, name, {**options, "ipc": settings.ipc, "max_start": min(known["max_start"], latest)})
+                yield _timed_iterations(
+                    setup, settings, name, {**options, "ipc": settings.ipc, "max_start": min(known["max_start"], latest)}
+                )
 
 
-def _timed(place: Place, settings: Settings, name: str, options: dict[str, Any]) -> Part:
-    call = partial(timing.alone, timing.iterations, place.work(name, **options), settings.measured)
+def _timed_iterations(setup: Setup, settings: Settings, name: str, options: dict[str, Any]) -> Part:
+    call = partial(timing.alone, timing.iterations, setup.work(name, **options), settings.measured)
     return {"name": name, "ipc": settings.ipc, "settings": options, "measured": settings.measured}, call
 
 
-def _about(place: Place, settings: Settings) -> dict[str, Any]:
+def _run_facts(setup: Setup, settings: Settings) -> dict[str, Any]:
     """What every row says of the run."""
-    return {
-        "source": place.source.name,
-        "device": device_name(place.device),
-        "threads": torch.get_num_threads(),
-        "dtype": place.how()["dtype"],
-        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
-        "command": command(place, settings),
-    }
+    return {"source": setup.source.name, "dtype": setup.how()["dtype"], **rows.provenance(setup.device, command(setup, settings))}
 
 
-def command(place: Place, settings: Settings) -> str:
+def command(setup: Setup, settings: Settings) -> str:
     """The command line of a run, without this machine's folders."""
-    source, teacher, learned = (Path(spec).name for spec in (place.source.spec, place.teacher, place.experts.path))
+    source, teacher, learned = (Path(spec).name for spec in (setup.source.spec, setup.teacher, setup.experts.path))
     defaults = Settings()
     asked = {f.name: getattr(settings, f.name) for f in fields(Settings) if f.name != "matching"}
     given = {key: value for key, value in asked.items() if value != getattr(defaults, key)} | settings.matching
-    words = [f"infoutil bench methods {source} OUT --teacher {teacher} --experts {learned} --device {place.device}"]
+    words = [f"infoutil bench methods {source} OUT --teacher {teacher} --experts {learned} --device {setup.device}"]
     for key, value in given.items():
         text = ",".join(value) if isinstance(value, tuple) else str(value)
         words.append(f"--{key.replace('_', '-')} {shlex.quote(text)}")

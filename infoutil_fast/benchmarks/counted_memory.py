@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from infoutil_fast.benchmarks.entrants import ENTRANTS, MATCHING
 from infoutil_fast.models import nets
 from infoutil_fast.synthesis.gradients import Inner, Matched, Segment, recursion, unroll
 from infoutil_fast.synthesis.synthetic import Learning, Synthetic
@@ -21,9 +22,7 @@ from infoutil_fast.synthesis.trajectory_matching import Matching, draw_steps, sg
 from infoutil_fast.types import InputError, Windows, one_of
 
 GRADIENTS: dict[str, Callable[..., Matched]] = {
-    "tesla exact": recursion,
-    "tesla first-order": partial(recursion, mode="first_order"),
-    "mtt": unroll,
+    name: partial(recursion, **ENTRANTS[name].options) if ENTRANTS[name].method == "tesla" else unroll for name in MATCHING
 }
 AUGMENT = "color"  # one group, so that runs with other numbers of images make the same operations
 

@@ -1,92 +1,51 @@
-"""Who takes part in `infoutil bench methods`, with which settings, on what."""
+"""Every entrant of our comparisons, by the name that its rows have: a method, and the options that make it this entrant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
 
-from infoutil_fast.benchmarks import timing
-from infoutil_fast.data import Source
-from infoutil_fast.pipeline.running import distill
-from infoutil_fast.synthesis import published
-from infoutil_fast.synthesis.experts import Experts
-from infoutil_fast.types import InputError, one_of
+@dataclass(frozen=True)
+class Entrant:
+    """A method under some options; `preset` may be among them."""
 
-# A name in the table -> the method, and its options
-FREE: dict[str, dict[str, Any]] = {"infoutil": {"method": "infoutil"}, "rded": {"method": "rded"}, "random": {"method": "random"}}
-MATCHING: dict[str, dict[str, Any]] = {
-    "tesla exact": {"method": "tesla", "mode": "exact"},
-    "tesla first-order": {"method": "tesla", "mode": "first_order"},
-    "mtt": {"method": "mtt"},
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    colour: str = "grey"  # of its line in a chart, a name in `plots.LINES`
+    matching: bool = False  # by trajectory matching: it learns from experts, and makes its students' step size
+
+    def asked(self, **options: Any) -> dict[str, Any]:
+        """Arguments of `distill`; the entrant's own options go before `options`."""
+        return {**options, "method": self.method, **self.options}
+
+
+ENTRANTS = {
+    "infoutil": Entrant("infoutil", colour="blue"),
+    "rded": Entrant("rded", colour="green"),
+    "random": Entrant("random"),
+    "random images": Entrant("random", {"windows": "whole", "factor": 1}),
+    "random crops": Entrant("random", {"windows": "random"}),
+    "tesla exact": Entrant("tesla", {"mode": "exact"}, "vermilion", matching=True),
+    "tesla first-order": Entrant("tesla", {"mode": "first_order"}, "purple", matching=True),
+    "mtt": Entrant("mtt", colour="orange", matching=True),
+    # as the paper states it, and without each of its parts
+    "infoutil paper": Entrant("infoutil", {"preset": "paper"}),
+    "paper, no shapley": Entrant("infoutil", {"preset": "paper", "windows": "random"}),
+    "paper, no norm": Entrant("infoutil", {"preset": "paper", "score": "random"}),
+    "paper, no noise": Entrant("infoutil", {"preset": "paper", "noise": 0.0}),
+    "paper, low": Entrant("infoutil", {"preset": "paper", "direction": "low"}),
+    "paper, medium": Entrant("infoutil", {"preset": "paper", "direction": "medium"}),
+    "paper, whole images": Entrant("infoutil", {"preset": "paper", "window": 4}),
+    # sides of a window in patches of a grid of four, and which scores are kept
+    "whole images, low": Entrant("infoutil", {"window": 4, "direction": "low"}),
+    "whole images, high": Entrant("infoutil", {"window": 4, "direction": "high"}),
+    "three quarters, low": Entrant("infoutil", {"window": 3, "direction": "low"}),
+    "half, low": Entrant("infoutil", {"window": 2, "direction": "low"}),
+    "half, high": Entrant("infoutil", {"window": 2, "direction": "high"}),
 }
-PARTS = ("teaching", "cost", "published", "curve", "accuracy")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is compared, and how thoroughly."""
-
-    ipc: int = 1  # distilled images per class
-    names: tuple[str, ...] = (*FREE, *MATCHING)  # which rows: infoutil, rded, random, tesla exact, tesla first-order, mtt
-    parts: tuple[str, ...] = PARTS  # which parts: teaching, cost, published, curve, accuracy
-    matching: dict[str, Any] = field(default_factory=dict)  # settings of the trajectory methods
-    preset: str = ""  # published settings of `tesla` or `mtt` whose full length is projected; empty: none
-    measured: int = 10  # iterations, or training steps, that are timed
-    repeats: int = 5  # sets of each training-free method that are timed
-    seeds: int = 3  # students
-    seed: int = 0  # of the first student and of the sets
-    epochs: int = 0  # of the students that judge sets; 0: their protocol's
-    curve_epochs: int = 300  # of the students that judge single iterates
-
-    def __post_init__(self) -> None:
-        for what, given, known in (("row", self.names, (*FREE, *MATCHING)), ("part", self.parts, PARTS)):
-            for name in given:
-                one_of(what, name, known)
-        for name in ("ipc", "measured", "repeats", "seeds", "curve_epochs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.preset and self.preset not in published.TESLA | published.MTT:
-            raise InputError(f"preset {self.preset!r} is not known; known: {', '.join(published.TESLA | published.MTT)}")
-
-
-@dataclass(frozen=True)
-class Place:
-    """The data, the teachers and where all of it goes."""
-
-    source: Source
-    teacher: str
-    experts: Experts
-    out: Path
-    device: torch.device
-    dtype: torch.dtype
-    workers: int
-    progress: bool
-
-    def how(self) -> dict[str, Any]:
-        return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."), "workers": self.workers}
-
-    def work(self, name: str, **options: Any) -> timing.Work:
-        """A method under its name in the table, for a process of its own."""
-        method = {**FREE, **MATCHING}[name]
-        judge = self.teacher if name in FREE else str(self.experts.path)
-        return timing.Work(self.source.spec, judge, method["method"], {**without(method), **options}, **self.how())
-
-    def set_of(self, settings: Settings, name: str, seed: int) -> Path:
-        """The set of a method, made where it is not there yet."""
-        method = {**FREE, **MATCHING}[name]
-        options = {**(settings.matching if name in MATCHING else {}), **without(method)}
-        path = self.out / "sets" / f"{name.replace(' ', '-')}-ipc{settings.ipc}-{seed}"
-        judge = self.experts if name in MATCHING else self.teacher
-        asked = {**self.how(), "progress": self.progress}
-        return distill(self.source, judge, path, method=method["method"], ipc=settings.ipc, seed=seed, **asked, **options)
-
-
-Part = tuple[dict[str, Any], Callable[[], dict[str, Any]]]  # what tells a row from the others, and the call that measures it
-
-
-def without(method: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in method.items() if key != "method"}
+FREE = ("infoutil", "rded", "random")  # of training, in `infoutil bench methods`
+MATCHING = tuple(name for name, entrant in ENTRANTS.items() if entrant.matching)
+DEMO = ("infoutil", "rded", "random crops", "random images")
+PAPER = tuple(name for name, entrant in ENTRANTS.items() if entrant.options.get("preset") == "paper")
+CHOICES = ("random images", *(name for name, entrant in ENTRANTS.items() if "window" in entrant.options and name not in PAPER))

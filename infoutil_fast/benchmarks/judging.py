@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from infoutil_fast.benchmarks.entrants import FREE, MATCHING, Part, Place, Settings
+from infoutil_fast.benchmarks.entrants import FREE, MATCHING
+from infoutil_fast.benchmarks.setup import Part, Settings, Setup
 from infoutil_fast.data.feed import Pixels
 from infoutil_fast.models.teacher import load_teacher
 from infoutil_fast.sets.store import ITERATES
@@ -23,7 +24,7 @@ from infoutil_fast.training.teaching import accuracy
 COMMON_LR = 0.01  # step size of the students of the common protocol: that of the experts
 
 
-def curve(place: Place, settings: Settings) -> Iterator[Part]:
+def curve(setup: Setup, settings: Settings) -> Iterator[Part]:
     """Students of the iterates that a trajectory method keeps, by its own protocol, shortened."""
     total, step = (settings.matching.get(key, 0) for key in ("iterations", "keep_every"))
     for name in settings.names:
@@ -31,35 +32,35 @@ def curve(place: Place, settings: Settings) -> Iterator[Part]:
             for iteration in range(0, total + 1, step):
                 key = {"name": name, "ipc": settings.ipc, "iteration": iteration, "settings": settings.matching}
                 key["epochs"], key["seeds"] = settings.curve_epochs, settings.seeds
-                yield key, partial(_judge_iterate, place, settings, name, iteration)
+                yield key, partial(_judge_iterate, setup, settings, name, iteration)
 
 
-def _judge_iterate(place: Place, settings: Settings, name: str, iteration: int) -> dict[str, Any]:
-    path = place.set_of(settings, name, settings.seed)
-    made = torch.load(path / ITERATES / f"{iteration:05d}.pt", weights_only=True, map_location=place.device)
+def _judge_iterate(setup: Setup, settings: Settings, name: str, iteration: int) -> dict[str, Any]:
+    path = setup.set_of(settings, name, settings.seed)
+    made = torch.load(path / ITERATES / f"{iteration:05d}.pt", weights_only=True, map_location=setup.device)
     labels, rule = made["labels"], RECIPES["matching"]
-    targets = labels.softmax(1) if labels.is_floating_point() else F.one_hot(labels, len(place.source.classes)).float()
+    targets = labels.softmax(1) if labels.is_floating_point() else F.one_hot(labels, len(setup.source.classes)).float()
     protocol = matching_student.Protocol(settings.curve_epochs, rule.batch, float(made["lr"]), rule.weight_decay)
-    test, found = Pixels(place.source.val, place.experts.size, place.workers), []
+    test, shares = Pixels(setup.source.val, setup.experts.size, setup.workers), []
     for seed in range(settings.seed, settings.seed + settings.seeds):
-        student = (place.experts.recipe.net, made["images"], targets, protocol, seed, torch.float32)
-        found.append(_right(matching_student.train_student(*student, watch=lambda epoch, net: None), place, test))
-    return {"last": found, "lr": protocol.lr}
+        student = (setup.experts.recipe.net, made["images"], targets, protocol, seed, torch.float32)
+        shares.append(_right(matching_student.train_student(*student, watch=lambda epoch, net: None), setup, test))
+    return {"last": shares, "lr": protocol.lr}
 
 
-def _right(net: nn.Module, place: Place, test: Pixels) -> float:
+def _right(net: nn.Module, setup: Setup, test: Pixels) -> float:
     """Share of the validation images, seen as the experts see them, that a student gets right."""
     with torch.inference_mode():
         batches = test.batches(np.arange(len(test.labels)), 256)
-        return accuracy(lambda images: net(place.experts.view.see(images.to(place.device))), batches)
+        return accuracy(lambda images: net(setup.experts.view.see(images.to(setup.device))), batches)
 
 
-def finished(place: Place, settings: Settings) -> Iterator[Part]:
+def finished(setup: Setup, settings: Settings) -> Iterator[Part]:
     """Students of finished sets: by the method's own protocol, by a common one on hard labels, and with a teacher on line."""
-    net = load_teacher(place.teacher, place.source, torch.device("cpu")).facts.name
-    student = place.experts.recipe.net
+    net = load_teacher(setup.teacher, setup.source, torch.device("cpu")).facts.name
+    student = setup.experts.recipe.net
     protocols: dict[str, dict[str, Any]] = {
-        "online": {"student": net, "recipe": "rded", "labels": "online", "teacher": place.teacher},
+        "online": {"student": net, "recipe": "rded", "labels": "online", "teacher": setup.teacher},
         "learned": {"student": student, "recipe": "matching", "labels": "soft"},
         "common": {"student": student, "recipe": "matching", "labels": "hard", "lr": COMMON_LR},
     }
@@ -69,15 +70,15 @@ def finished(place: Place, settings: Settings) -> Iterator[Part]:
                 key = {"name": name, "ipc": settings.ipc, "protocol": protocol, "seed": seed, "epochs": settings.epochs}
                 if name in MATCHING:
                     key["settings"] = settings.matching
-                yield key, partial(_judge_set, place, settings, name, seed, protocols[protocol])
+                yield key, partial(_judge_set, setup, settings, name, seed, protocols[protocol])
 
 
-def _judge_set(place: Place, settings: Settings, name: str, seed: int, asked: dict[str, Any]) -> dict[str, Any]:
+def _judge_set(setup: Setup, settings: Settings, name: str, seed: int, asked: dict[str, Any]) -> dict[str, Any]:
     """One student; a training-free method selects anew for it, a trajectory method has one set."""
-    path = place.set_of(settings, name, seed if name in FREE else settings.seed)
+    path = setup.set_of(settings, name, seed if name in FREE else settings.seed)
     shortened: dict[str, Any] = {"epochs": settings.epochs} if settings.epochs else {}
-    found = evaluate(path, seeds=1, seed=seed, source=place.source, progress=place.progress, **place.how(), **asked, **shortened)
-    return {"own": _own(name, asked), "last": found["last"], "student": asked["student"], "student_settings": found["settings"]}
+    judged = evaluate(path, seeds=1, seed=seed, source=setup.source, progress=setup.progress, **setup.how(), **asked, **shortened)
+    return {"own": _own(name, asked), "last": judged["last"], "student": asked["student"], "student_settings": judged["settings"]}
 
 
 def _own(name: str, asked: dict[str, Any]) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -15,15 +13,15 @@ import numpy as np
 from tqdm import tqdm
 
 from infoutil_fast.benchmarks.grids import Grid, Row
-from infoutil_fast.data import Source, Split
+from infoutil_fast.data import Source
 from infoutil_fast.pipeline.running import distill
-from infoutil_fast.runtime.device import choose_device, choose_dtype, device_name, versions
+from infoutil_fast.runtime.device import choose_device, choose_dtype
+from infoutil_fast.runtime.rows import append, provenance, read
 from infoutil_fast.sets import store
 from infoutil_fast.training.evaluation import evaluate
 from infoutil_fast.training.teaching import Recipe, teach
 from infoutil_fast.types import InputError
 
-log = logging.getLogger(__name__)
 JUDGES = ("held-out", "test")
 LINES = "results.jsonl"
 
@@ -65,6 +63,7 @@ class Study:
     dtype: str = "auto"
     workers: int = 0
     progress: bool = True
+    command: str = ""  # that asked for it, for the lines
 
     def how(self) -> dict[str, Any]:
         return {"device": self.device, "dtype": self.dtype, "workers": self.workers}
@@ -88,8 +87,7 @@ def results(study: Study) -> list[dict[str, Any]]:
         for cell in todo:
             bar.set_postfix_str(f"{cell.row.name}, ipc {cell.ipc}, {cell.labels}, seed {cell.seed}")
             line = {**cell.key(study.grid, study.judge), **measured(study, source, roles, cell)}
-            with file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+            append(file, [line])
             lines.append(line)
             bar.update()
     return lines
@@ -105,14 +103,7 @@ def divided(source: Source, held_out: int, judge: str) -> Source:
         taken.append(source.train.draw(label, held_out, 0) if held_out else np.zeros(0, np.int64))
     held = np.sort(np.concatenate(taken))
     left = np.setdiff1d(np.arange(len(source.train)), held)
-    return replace(source, train=part(source.train, left), val=part(source.train, held) if judge == "held-out" else source.val)
-
-
-def part(split: Split, positions: np.ndarray) -> Split:
-    """The images at `positions`, in that order."""
-    names = tuple(split.names[i] for i in positions)
-    boxes = None if split.boxes is None else split.boxes[positions]
-    return Split(names, split.labels[positions], lambda i: split.read(int(positions[i])), boxes)
+    return replace(source, train=source.train.of_rows(left), val=source.train.of_rows(held) if judge == "held-out" else source.val)
 
 
 def teachers(study: Study, source: Source) -> dict[str, str]:
@@ -169,22 +160,20 @@ def measured(study: Study, source: Source, roles: dict[str, str], cell: Cell) ->
         **study.how(),
         **grid.changes,
     )
-    where = choose_device(study.device)
+    meta = store.read_meta(path)
     return {
         "accuracy": found["last"][0],
         "steps": found["steps"],
-        "teacher": store.read_meta(path)["teacher"],
-        "label_teacher": (store.read_meta(path)["label_teacher"] or store.read_meta(path)["teacher"])["hash"] if kind != "hard" else None,
+        "teacher": meta["teacher"],
+        "label_teacher": (meta["label_teacher"] or meta["teacher"])["hash"] if kind != "hard" else None,
         "image_bytes": size_of(path / "images"),
         "label_bytes": size_of(path / "labels") if kind == "soft" else 0,  # on line: none are stored, the teacher is kept instead
         "set_seconds": seconds,
         "student_seconds": found["seconds"],
         "test_images": found["test_images"],
         "source": source.name,
-        "device": device_name(where),
         "dtype": found["dtype"],
-        "versions": versions(),
-        "date": found["date"],
+        **provenance(choose_device(study.device), study.command),
     }
 
 
@@ -213,8 +202,7 @@ def hours(study: Study) -> dict[str, Any]:
 
 def there(study: Study) -> list[dict[str, Any]]:
     """The lines measured so far."""
-    file = study.out / LINES
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return read(study.out / LINES)
 
 
 def missing(study: Study, lines: list[dict[str, Any]]) -> list[Cell]:

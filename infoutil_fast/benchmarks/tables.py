@@ -3,69 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from itertools import product
 from statistics import mean, median, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from infoutil_fast.benchmarks.entrants import ENTRANTS, FREE, MATCHING
+from infoutil_fast.drawing import plots
+from infoutil_fast.runtime.rows import Rows, summary
 
-from infoutil_fast.benchmarks.timing import spread
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-# Colours that the colour-blind tell apart (Okabe & Ito 2008), and a marker each, for a print in grey.
-LINES = {
-    "infoutil": ("#0072B2", "o"),
-    "rded": ("#009E73", "^"),
-    "random": ("#7F7F7F", "v"),
-    "tesla exact": ("#D55E00", "s"),
-    "tesla first-order": ("#CC79A7", "D"),
-    "mtt": ("#E69F00", "P"),
-}
-OWN = {"infoutil": "online", "rded": "online", "random": "online"}  # the others': learned
-Rows = Sequence[dict[str, Any]]
+COMPARED = (*FREE, *MATCHING)
 
 
-def of(rows: Rows, **wanted: Any) -> list[dict[str, Any]]:
+def rows_with(rows: Rows, **wanted: Any) -> list[dict[str, Any]]:
     """The rows that have all these values."""
     return [row for row in rows if wanted.items() <= row.items()]
 
 
 def teaching(rows: Rows, name: str, part: str = "cost") -> float | None:
     """Seconds of the training that a method needs beforehand: measured steps times their number; of part "published" all its experts."""
-    found = of(rows, part="teaching", of="teacher" if name in OWN else "experts")
-    if not found:
+    steps = rows_with(rows, part="teaching", of="teacher" if name in FREE else "experts")
+    if not steps:
         return None
-    length = {"experts": 1, **found[0], **(found[0].get("published", {}) if part == "published" else {})}
-    return float(length["experts"] * length["epochs"] * found[0]["steps_of_an_epoch"] * median(found[0]["step_seconds"]))
+    length = {"experts": 1, **steps[0], **(steps[0].get("published", {}) if part == "published" else {})}
+    return float(length["experts"] * length["epochs"] * steps[0]["steps_of_an_epoch"] * median(steps[0]["step_seconds"]))
 
 
 def making(rows: Rows, name: str, ipc: int, part: str = "cost", iterations: int | None = None) -> list[float]:
     """Seconds to the finished set: one for each set made, or the full length at the pace of each measured iteration."""
-    found = of(rows, part=part, name=name, ipc=ipc)
-    if name in OWN:
-        return [row["seconds"] for row in found]
-    return [t * (row["settings"]["iterations"] if iterations is None else iterations) for row in found for t in row["iteration_seconds"]]
+    timed = rows_with(rows, part=part, name=name, ipc=ipc)
+    if name in FREE:
+        return [row["seconds"] for row in timed]
+    return [t * (row["settings"]["iterations"] if iterations is None else iterations) for row in timed for t in row["iteration_seconds"]]
 
 
 def memory(rows: Rows, name: str, ipc: int, part: str = "cost") -> tuple[int, int] | None:
     """Peak bytes of the part's own process, and how much of that came after data and nets were loaded."""
-    found = of(rows, part=part, name=name, ipc=ipc)
-    peaks = [(row["peak_bytes"], row["peak_bytes"] - row["loaded_bytes"]) for row in found]
+    measured = rows_with(rows, part=part, name=name, ipc=ipc)
+    peaks = [(row["peak_bytes"], row["peak_bytes"] - row["loaded_bytes"]) for row in measured]
     return max(peaks) if peaks else None
 
 
 def ratio(rows: Rows, name: str, ipc: int, part: str, taught: bool) -> dict[str, Any] | None:
     """How many times longer `name` takes than InfoUtil, over all pairs of a set of InfoUtil and an iteration."""
     ours, theirs = making(rows, "infoutil", ipc), making(rows, name, ipc, part)
-    before = [teaching(rows, which, part) for which in ("infoutil", name)] if taught else [0.0, 0.0]
-    if not ours or not theirs or None in before:
+    ours_before, theirs_before = (teaching(rows, which, part) if taught else 0.0 for which in ("infoutil", name))
+    if not ours or not theirs or ours_before is None or theirs_before is None:
         return None
-    return spread([(there + before[1]) / (own + before[0]) for own, there in product(ours, theirs)])  # type: ignore[operator]
+    return summary((there + theirs_before) / (own + ours_before) for own, there in product(ours, theirs))
 
 
-def as_text(rows: Rows) -> str:
+def methods_table(rows: Rows) -> str:
     """Markdown: what making each set took, the ratios to InfoUtil, and the students."""
     lines: list[str] = []
     for ipc in sorted({row["ipc"] for row in rows if "ipc" in row}):
@@ -79,57 +69,61 @@ def as_text(rows: Rows) -> str:
 
 
 def _costs(rows: Rows, ipc: int) -> Iterator[str]:
-    for name in LINES:
+    for name in COMPARED:
         for part, label in (("cost", name), ("published", f"{name}, published length")):
             seconds, peak, before = making(rows, name, ipc, part), memory(rows, name, ipc, part), teaching(rows, name, part)
-            students = [_students(rows, name, ipc, which) if part == "cost" else "" for which in (OWN.get(name, "learned"), "common")]
+            students = [
+                _students(rows, name, ipc, which) if part == "cost" else "" for which in ("online" if name in FREE else "learned", "common")
+            ]
             if seconds and peak:
                 sums = f"{median(seconds):.3g} | {median(seconds) + before:.3g}" if before else f"{median(seconds):.3g} | "
                 yield f"| {label} | {sums} | {(peak[0] - peak[1]) >> 20} + {peak[1] >> 20} | {' | '.join(students)} |"
 
 
 def _ratios(rows: Rows, ipc: int) -> Iterator[str]:
-    for name in LINES:
+    for name in COMPARED:
         for part in ("cost", "published"):
             for taught in (False, True):
-                found = ratio(rows, name, ipc, part, taught) if name not in OWN else None
-                if found:
-                    low, high = found["iqr"]
+                times = ratio(rows, name, ipc, part, taught) if name in MATCHING else None
+                if times:
+                    low, high = times["iqr"]
                     length = "published length and experts" if part == "published" else "the run's length and experts"
                     with_training = ", training included" if taught else ""
-                    yield f"- {name}, {length}{with_training}: {found['median']:.3g} ({low:.3g} to {high:.3g}) times InfoUtil's seconds"
+                    yield f"- {name}, {length}{with_training}: {times['median']:.3g} ({low:.3g} to {high:.3g}) times InfoUtil's seconds"
+
+
+def _percents(rows: Rows, name: str, ipc: int, protocol: str) -> list[float]:
+    """Accuracy of each student."""
+    return [100 * value for row in rows_with(rows, part="accuracy", name=name, ipc=ipc, protocol=protocol) for value in row["last"]]
 
 
 def _students(rows: Rows, name: str, ipc: int, protocol: str) -> str:
-    found = [100 * value for row in of(rows, part="accuracy", name=name, ipc=ipc, protocol=protocol) for value in row["last"]]
-    if not found:
+    percents = _percents(rows, name, ipc, protocol)
+    if not percents:
         return ""
-    return f"{mean(found):.1f}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "") + f" (n={len(found)})"
+    return f"{mean(percents):.1f}" + (f" ± {stdev(percents):.1f}" if len(percents) > 1 else "") + f" (n={len(percents)})"
 
 
-def chart(rows: Rows) -> bytes:
+def methods_chart(rows: Rows) -> bytes:
     """PNG: accuracy under the methods' own protocols against seconds, a panel for each ipc.
 
     Full marks and lines: seconds to the set; hollow marks and dashed lines: with the training of the teacher or the experts before.
     """
     ipcs = sorted({row["ipc"] for row in rows if "ipc" in row}) or [1]
-    figure = Figure(figsize=(5.8 * len(ipcs), 4.8), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.figure(5.8 * len(ipcs), 4.8, 120, layout="constrained")
     panels = figure.subplots(1, len(ipcs), squeeze=False).ravel()
     for axes, ipc in zip(panels, ipcs, strict=True):
-        _panel(axes, rows, ipc)
+        _ipc_panel(axes, rows, ipc)
     named = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(_caption(rows), fontsize=9)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    figure.suptitle(_run_caption(rows), fontsize=9)
+    return plots.as_png(figure)
 
 
-def _panel(axes: Axes, rows: Rows, ipc: int) -> None:
-    for name, (colour, marker) in LINES.items():
-        before = teaching(rows, name)
-        x, y, deviation = _free(rows, name, ipc) if name in OWN else _curve(rows, name, ipc)
+def _ipc_panel(axes: Axes, rows: Rows, ipc: int) -> None:
+    for name in COMPARED:
+        (colour, marker), before = plots.LINES[ENTRANTS[name].colour], teaching(rows, name)
+        x, y, deviation = _free(rows, name, ipc) if name in FREE else _curve(rows, name, ipc)
         for shift, style, fill in ((0.0, "-", colour), (before, "--", "white")):
             if x and shift is not None:
                 across = [value + shift for value in x]
@@ -138,33 +132,31 @@ def _panel(axes: Axes, rows: Rows, ipc: int) -> None:
                 axes.errorbar(across, y, deviation, linestyle=style, capsize=2, markersize=5, linewidth=1.3, label=label, **look)
     axes.set_title(f"ipc {ipc}", loc="left", fontweight="bold")
     axes.set(xscale="log", xlabel="seconds (hollow, dashed: teacher's or experts' training included)", ylabel="accuracy of students, %")
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    plots.open_corner([axes], grid=True)
 
 
 Points = tuple[list[float], list[float], list[float]]
 
 
 def _free(rows: Rows, name: str, ipc: int) -> Points:
-    found = [100 * value for row in of(rows, part="accuracy", name=name, ipc=ipc, protocol="online") for value in row["last"]]
-    seconds = making(rows, name, ipc)
-    return ([median(seconds)], [mean(found)], [_deviation(found)]) if found and seconds else ([], [], [])
+    percents, seconds = _percents(rows, name, ipc, "online"), making(rows, name, ipc)
+    return ([median(seconds)], [mean(percents)], [_deviation(percents)]) if percents and seconds else ([], [], [])
 
 
 def _curve(rows: Rows, name: str, ipc: int) -> Points:
     """The iterates judged; the start stands where the first iteration ends, for the scale has no zero."""
     pace = making(rows, name, ipc, iterations=1)
-    found = sorted(of(rows, part="curve", name=name, ipc=ipc), key=lambda row: row["iteration"]) if pace else []
-    x = [max(row["iteration"], 1) * median(pace) for row in found]
-    return x, [100 * mean(row["last"]) for row in found], [_deviation([100 * value for value in row["last"]]) for row in found]
+    iterates = sorted(rows_with(rows, part="curve", name=name, ipc=ipc), key=lambda row: row["iteration"]) if pace else []
+    x = [max(row["iteration"], 1) * median(pace) for row in iterates]
+    return x, [100 * mean(row["last"]) for row in iterates], [_deviation([100 * value for value in row["last"]]) for row in iterates]
 
 
 def _deviation(values: Sequence[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def _caption(rows: Rows) -> str:
-    first = (of(rows, part="cost") or rows)[0]
+def _run_caption(rows: Rows) -> str:
+    first = (rows_with(rows, part="cost") or rows)[0]
     students = {len(row["last"]) for row in rows if row["part"] == "curve"}
     judged = f", {min(students)} students an iterate" if students else ""
     return f"{first['source']}, {first['device']}, {first['threads']} threads, torch {first['versions'].get('torch')}{judged}"

@@ -6,13 +6,12 @@ import gc
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -115,16 +114,9 @@ def expert_steps(source: str, recipe: ExpertRecipe, count: int, device: str) -> 
     return {"step_seconds": taken[1:], "steps_of_an_epoch": -(-total // recipe.batch)}
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """n, median and the quartiles; of one value alone the quartiles are that value."""
-    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
-    return {"n": len(values), "median": median(values), "iqr": [low, high]}
-
-
 def _few(source: Source, count: int) -> tuple[Source, int, int]:
     """The source with its first `count` training images only, its side, and how many images there are in all."""
-    split = source.train
-    return replace(source, train=replace(split, names=split.names[:count], labels=split.labels[:count])), source.size, len(split)
+    return replace(source, train=source.train.of_rows(range(min(count, len(source.train))))), source.size, len(source.train)
 
 
 def _timed(call: Callable[[], object], count: int) -> list[float]:

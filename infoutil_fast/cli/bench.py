@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from infoutil_fast.benchmarks import compare, counted_memory
-from infoutil_fast.benchmarks.entrants import Settings
 from infoutil_fast.benchmarks.grids import GRIDS, Limits, limited
 from infoutil_fast.benchmarks.paired import as_markdown
 from infoutil_fast.benchmarks.results import JUDGES, Study, hours, results
-from infoutil_fast.benchmarks.tables import as_text
+from infoutil_fast.benchmarks.setup import Settings
+from infoutil_fast.benchmarks.tables import methods_table
 from infoutil_fast.cli.options import add_options, given
 from infoutil_fast.data import open_source
 from infoutil_fast.synthesis.trajectory_matching import Matching
@@ -65,12 +67,13 @@ def _methods(args: argparse.Namespace, show: Show) -> None:
         workers=args.workers,
         progress=not args.quiet,
     )
-    show(rows, f"{as_text(rows)}\n{args.out / 'rows.jsonl'}, {args.out / 'methods.png'}")
+    show(rows, f"{methods_table(rows)}\n{args.out / 'rows.jsonl'}, {args.out / 'methods.png'}")
 
 
 def _results(args: argparse.Namespace, show: Show) -> None:
     grid = limited(GRIDS[args.grid], Limits(**given(args)))
     how = {"device": args.device, "dtype": args.dtype, "workers": args.workers, "progress": not args.quiet}
+    how["command"] = shlex.join(["infoutil", *sys.argv[1:]])
     study = Study(grid, open_source(args.source), args.out, args.judge, args.teacher, **how)
     if args.dry_run:
         left = hours(study)
@@ -82,7 +85,7 @@ def _results(args: argparse.Namespace, show: Show) -> None:
 
 def _memory(args: argparse.Namespace, show: Show) -> None:
     problem = counted_memory.Problem(**given(args))
-    found = counted_memory.peak(problem)
+    counted = counted_memory.peak(problem)
     if args.check:
-        found["counted_bytes"] = max(counted_memory.line(problem))
-    show({**vars(problem), **found}, f"{found['peak_bytes'] / 1e9:.3f} GB at the peak of {problem.method}: {found}")
+        counted["counted_bytes"] = max(counted_memory.line(problem))
+    show({**vars(problem), **counted}, f"{counted['peak_bytes'] / 1e9:.3f} GB at the peak of {problem.method}: {counted}")

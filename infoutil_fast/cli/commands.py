@@ -211,7 +211,7 @@ def _score(args: argparse.Namespace, show: Show) -> None:
 
 def _calibrate(args: argparse.Namespace, show: Show) -> None:
     from infoutil_fast.scoring.calibrate import calibrate
-    from infoutil_fast.scoring.calibration_plots import as_text
+    from infoutil_fast.scoring.calibration_plots import calibration_tables
 
     rows = calibrate(
         args.source,
@@ -228,21 +228,21 @@ def _calibrate(args: argparse.Namespace, show: Show) -> None:
         batch=args.batch,
         progress=not args.quiet,
     )
-    show(rows, f"{as_text(rows)}\n\n{args.out / 'calibration.jsonl'}, {args.out / 'calibration.png'}")
+    show(rows, f"{calibration_tables(rows)}\n\n{args.out / 'calibration.jsonl'}, {args.out / 'calibration.png'}")
 
 
 def _info(args: argparse.Namespace, show: Show) -> None:
-    from infoutil_fast.cli.info import as_text, collect
+    from infoutil_fast.cli.info import collect, info_text
 
     found = collect()
-    show(found, as_text(found))
+    show(found, info_text(found))
 
 
 def _demo(args: argparse.Namespace, show: Show) -> None:
-    from infoutil_fast.cli.demo import as_text, demo
+    from infoutil_fast.cli.demo import demo, demo_table
 
     rows = demo(args.out, seeds=args.seeds, device=args.device, dtype=args.dtype, workers=args.workers, progress=not args.quiet)
-    show(rows, as_text(rows))
+    show(rows, demo_table(rows))
 
 
 COMMANDS = {

@@ -22,7 +22,8 @@ from infoutil_fast import methods, ops
 from infoutil_fast._version import __version__
 from infoutil_fast.models import nets
 from infoutil_fast.ops import dispatch
-from infoutil_fast.runtime.device import choose_device, choose_dtype, native_bfloat16
+from infoutil_fast.runtime.device import choose_device, choose_dtype, device_name, native_bfloat16
+from infoutil_fast.types import first_line
 
 PACKAGES = {  # import name: name in the registry
     "triton": "triton",
@@ -70,9 +71,9 @@ def collect() -> dict[str, Any]:
     }
 
 
-def as_text(found: dict[str, Any]) -> str:
+def info_text(facts: dict[str, Any]) -> str:
     """The same for a terminal: sections of aligned columns."""
-    build = found["torch"]
+    build = facts["torch"]
     devices: list[tuple[str, ...]] = [
         (
             device["name"],
@@ -80,26 +81,26 @@ def as_text(found: dict[str, Any]) -> str:
             f"{device['memory_bytes'] / 2**30:.1f} GiB" if device["memory_bytes"] else "",
             f"bfloat16: {'native' if device['native_bfloat16'] else 'not native'}{' '.join(['', *device['flags']])}",
         )
-        for device in found["devices"]
+        for device in facts["devices"]
     ]
-    if not any(device["name"].startswith("cuda") for device in found["devices"]):
+    if not any(device["name"].startswith("cuda") for device in facts["devices"]):
         devices.append(("cuda", f"no: {_no_cuda()}"))
     sections: dict[str, list[tuple[str, ...]]] = {
         "devices": devices,
         "ops": [
-            (op, backend, f"no: {why}" if why else "yes") for op, backends in found["ops"].items() for backend, why in backends.items()
+            (op, backend, f"no: {why}" if why else "yes") for op, backends in facts["ops"].items() for backend, why in backends.items()
         ],
         "packages": [
             (name, package["version"] or "-", f"no: {package['reason']}" if package["reason"] else "yes")
-            for name, package in found["packages"].items()
+            for name, package in facts["packages"].items()
         ],
-        "methods": list(found["methods"].items()),
-        "nets": [(net,) for net in found["nets"]],
+        "methods": list(facts["methods"].items()),
+        "nets": [(net,) for net in facts["nets"]],
     }
     lines = [
-        f"infoutil_fast {found['version']}, Python {found['python']}, {found['platform']}",
+        f"infoutil_fast {facts['version']}, Python {facts['python']}, {facts['platform']}",
         f"torch {build['version']}, {build['cpu_capability']}, {build['threads']} threads; "
-        f"auto is {found['auto']['dtype']} on {found['auto']['device']}",
+        f"auto is {facts['auto']['dtype']} on {facts['auto']['device']}",
     ]
     for title, rows in sections.items():
         lines += ["", title, *_columns(rows)]
@@ -120,7 +121,7 @@ def _why_not(op: str, backend: str) -> str | None:
     try:
         reason = dispatch.missing(backend)
     except (ImportError, RuntimeError, OSError) as error:  # there, but broken
-        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return f"{type(error).__name__}: {first_line(error)}"
     if reason is not None:
         return reason
     if not torch.cuda.is_available() and [d for d, runs in dispatch.DEVICES.items() if backend in runs] == ["cuda"]:
@@ -139,25 +140,24 @@ def _no_cuda() -> str:
 def _devices() -> list[dict[str, Any]]:
     """The CPU, then the CUDA devices."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     has_memory = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
     cpu = {
         "name": "cpu",
-        "model": model[1].strip() if model else platform.processor() or platform.machine(),
+        "model": device_name("cpu").strip() or platform.machine(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if has_memory else None,
         "native_bfloat16": native_bfloat16(torch.device("cpu")),
         "flags": [flag for flag in ("avx512_bf16", "amx_bf16") if re.search(rf"\b{flag}\b", text)],
     }
-    found = [cpu]
+    devices = [cpu]
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         facts = torch.cuda.get_device_properties(i)
         with torch.cuda.device(i):
             native = native_bfloat16(torch.device("cuda", i))
         flags = [f"sm_{facts.major}{facts.minor}"]
-        found.append(
+        devices.append(
             {"name": f"cuda:{i}", "model": facts.name, "memory_bytes": facts.total_memory, "native_bfloat16": native, "flags": flags}
         )
-    return found
+    return devices
 
 
 def _packages() -> dict[str, dict[str, str | None]]:
@@ -193,9 +193,9 @@ def import_reasons(names: Sequence[str], seconds: float = 120) -> dict[str, str 
             said, end = child.stdout, f"its import ended the interpreter with code {child.returncode}"
         except subprocess.TimeoutExpired as error:
             said, end = error.stdout or b"", f"its import took more than {seconds:g} s"
-        found = dict(json.loads(line) for line in said.splitlines())
-        reasons.update(found)
-        left = left[len(found) :]
+        answers = dict(json.loads(line) for line in said.splitlines())
+        reasons.update(answers)
+        left = left[len(answers) :]
         if left:
             reasons[left.pop(0)] = end
     return reasons

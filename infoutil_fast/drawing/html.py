@@ -6,7 +6,8 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from infoutil_fast.drawing.overlay import BOX, EDGE, INK, WINDOW
+from infoutil_fast.drawing.overlay import BOX, EDGE, WINDOW
+from infoutil_fast.drawing.plots import INK
 
 NONE = "\N{EN DASH}"
 
@@ -99,6 +100,10 @@ def picture(data: bytes, alt: str, kind: str = "") -> Html:
     """The bytes of a PNG file as an <img> that carries them."""
     source = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
     return Html(f'<img src="{source}" alt="{escape(alt)}"' + f' class="{kind}"' * bool(kind) + ">")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def note(*content: object) -> Html:

@@ -1,4 +1,4 @@
-"""How the report looks: its style sheet, heat maps over source images, score strips, contact sheets. Drawn in memory, no display needed."""
+"""Pictures of images: heat maps, windows and boxes over them, and contact sheets of many."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 320  # long side of a drawn source image, pixels
 WINDOW = "#ffffff"
 BOX = "#ffd400"
-INK = "#5b7fb4"  # readable on white and on black
-MEDIAN = "#d9822b"
 EDGE = "#000000"
 
 
@@ -65,6 +60,8 @@ def _enlarged(image: Image.Image) -> Image.Image:
 
 def _heated(picture: Image.Image, heat: np.ndarray) -> Image.Image:
     """Blocks of colour over the centred square of the grey picture; the further from zero, the less of the picture shows."""
+    from matplotlib import colormaps
+
     rows, cols = heat.shape
     values = np.nan_to_num(heat.astype(np.float64), posinf=0, neginf=0)
     values = values / max(np.abs(values).max(), 1e-30)  # [rows, cols] in -1..1, zero stays zero
@@ -96,28 +93,6 @@ def _rectangle(picture: Image.Image, scale: tuple[float, float], corners: Sequen
     for y in range(y0, y1, 2 * dash - 4):
         for x in (x0 + 1, x1 - 2):
             draw.rectangle((x, y, x + 1, min(y + dash, y1)), fill=colour)
-
-
-def strip(values: np.ndarray, low: float, high: float, log: bool = False) -> bytes:
-    """PNG of a small histogram of `values` [n] between low and high, with no text and a clear background."""
-    figure = Figure(figsize=(2.8, 0.34), dpi=200)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    if log:
-        values, low, high = np.log10(values), float(np.log10(low)), float(np.log10(high))
-    if not high > low:
-        low, high = low - 0.5, high + 0.5
-    counts, edges = np.histogram(values, bins=32, range=(low, high))
-    axes.bar(edges[:-1], counts, width=np.diff(edges) * 0.9, align="edge", color=INK)
-    middle = float(np.median(values))
-    axes.plot([middle, middle], [0, max(counts.max(), 1)], color=MEDIAN, linewidth=1.4)
-    axes.plot([low, high], [0, 0], color="#8a8a8a", linewidth=1.0)
-    axes.set_xlim(low, high)
-    axes.set_ylim(0, max(counts.max(), 1) * 1.04)
-    axes.set_axis_off()
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Path]]], tile: int = 96) -> Image.Image:

@@ -1,1 +1,1 @@
-"""Where and how things run: device, memory, files, seeds."""
+"""Where and how things run: device, memory, files, seeds; and the rows of results."""

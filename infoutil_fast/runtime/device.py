@@ -49,19 +49,19 @@ def device_name(device: torch.device | str) -> str:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor()
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return model[1] if model else platform.processor()
 
 
 def versions() -> dict[str, str]:
     """Of Python and of what decides numbers and speed."""
-    found = {"python": platform.python_version()}
+    known = {"python": platform.python_version()}
     for package in ("infoutil_fast", "torch", "triton", "numpy"):
         try:
-            found[package] = version(package)
+            known[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return known
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,9 @@ from torch import Generator, Tensor
 
 from infoutil_fast.data import Source, open_source
 from infoutil_fast.models.teacher import Teacher, check_accuracy, load_teacher
-from infoutil_fast.runtime.device import choose_device, choose_dtype, device_name, versions
+from infoutil_fast.runtime.device import choose_device, choose_dtype
 from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.runtime.rows import as_lines, provenance, quartiles
 from infoutil_fast.scoring.calibration_plots import curves
 from infoutil_fast.scoring.exact_games import Games, choose, numbers, payoffs, play
 from infoutil_fast.selection.ranking import pool_heat
@@ -27,7 +26,8 @@ from infoutil_fast.types import Coalitions, InputError
 # Budgets, in Hadamard blocks on top of the border. Captum's go on until they reach the errors of the others.
 BLOCKS = {"border_hadamard": (0, 1, 2, 3, 4, 8), **dict.fromkeys(SAMPLED, (1, 3, 8)), "captum": (1, 3, 8, 32, 64)}
 TARGETS = (0.2, 0.1, 0.05, 0.02, 0.01)  # of the adaptive curve: relative squared errors
-FORMATS = (torch.float32, torch.bfloat16)
+JUDGED_DTYPES = (torch.float32, torch.bfloat16)
+LIMITS = {"grid": (2, 4), "draws": (1, 10_000), "batch": (0, 1 << 20), "seed": (0, 1 << 62)}
 
 
 def calibrate(
@@ -51,37 +51,35 @@ def calibrate(
     The truth comes from all 2^(grid^2) coalitions, kept in OUT/games: a rerun plays only the images that are missing there. Estimates look
     their values up in the same tables. `dtype` is that of these forwards ("auto": bfloat16 where the device multiplies it natively). The
     rounding of single forwards averages out of the truth, but stays in the estimates and so counts among their errors. `formats` measures
-    it alone: maps of the default design in bfloat16 against float32, with a few forwards. `draws`: of each sampled design, the same for
-    all images. `grid`: 2 to 4 patches a side.
-
-    Raises `InputError` when something does not fit, also for games in OUT of another teacher, source, grid or dtype.
+    it alone: maps of the default design in bfloat16 against float32. `draws`: of each sampled design, the same for all images. `grid`: 2
+    to 4 patches a side. Raises `InputError` when something does not fit, also for games in OUT of another teacher, source, grid or dtype.
     """
     where = choose_device(device)
     run_dtype = choose_dtype(dtype, where)
-    if run_dtype not in FORMATS:
-        raise InputError(f"dtype of the forwards must be float32 or bfloat16, not {dtype}")
-    for name, value, least, most in (
-        ("grid", grid, 2, 4),
-        ("draws", draws, 1, 10_000),
-        ("batch", batch, 0, 1 << 20),
-        ("seed", seed, 0, 1 << 62),
-    ):
-        if not least <= value <= most:
-            raise InputError(f"{name} must be {least} to {most}, not {value}" + " (at most 16 patches)" * (name == "grid"))
+    _check_limits(run_dtype, {"grid": grid, "draws": draws, "batch": batch, "seed": seed})
     opened = source if isinstance(source, Source) else open_source(source)
     judge = teacher if isinstance(teacher, Teacher) else load_teacher(str(teacher), opened, where)
     games = Games(opened, judge, grid, run_dtype, choose(opened, images, seed), batch)
     sampled = check_accuracy(judge, opened, workers=workers)
     tables = play(games, Path(out) / "games", progress)
     short = by_format(games, workers) if formats else {}
-    about = {**_about(games, seed, draws, formats), "teacher_accuracy": judge.facts.accuracy, "teacher_accuracy_of_sample": sampled}
+    about = _calibration_facts(games, seed, draws, formats, sampled)
     rows = [{**row, **about} for row in judged(tables, grid, draws, seed, short)]
-    write_bytes(Path(out) / "calibration.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_bytes(Path(out) / "calibration.jsonl", as_lines(rows).encode())
     write_bytes(Path(out) / "calibration.png", curves(rows))
     return rows
 
 
-def _about(games: Games, seed: int, draws: int, formats: bool) -> dict[str, Any]:
+def _check_limits(dtype: torch.dtype, given: dict[str, int]) -> None:
+    if dtype not in JUDGED_DTYPES:
+        raise InputError(f"dtype of the forwards must be float32 or bfloat16, not {str(dtype).removeprefix('torch.')}")
+    for name, value in given.items():
+        least, most = LIMITS[name]
+        if not least <= value <= most:
+            raise InputError(f"{name} must be {least} to {most}, not {value}" + " (at most 16 patches)" * (name == "grid"))
+
+
+def _calibration_facts(games: Games, seed: int, draws: int, formats: bool, accuracy: float) -> dict[str, Any]:
     """What every row says of the run."""
     facts, device, dtype = games.teacher.facts, games.teacher.device, str(games.dtype).removeprefix("torch.")
     source, teacher = (
@@ -89,20 +87,10 @@ def _about(games: Games, seed: int, draws: int, formats: bool) -> dict[str, Any]
     )  # not this machine's folders
     command = f"infoutil calibrate {source} --teacher {teacher} --images {len(games.positions)}"
     command += f" --grid {games.grid} --seed {seed} --draws {draws} --device {device} --dtype {dtype}" + " --formats" * formats
-    return {
-        "images": len(games.positions),
-        "draws": draws,
-        "grid": games.grid,
-        "seed": seed,
-        "source": games.source.name,
-        "teacher": facts.name,
-        "teacher_hash": facts.hash,
-        "device": device_name(device),
-        "dtype": dtype,
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
-        "command": command,
-    }
+    of_run: dict[str, Any] = {"images": len(games.positions), "draws": draws, "grid": games.grid, "seed": seed}
+    of_run |= {"source": games.source.name, "teacher": facts.name, "teacher_hash": facts.hash, "dtype": dtype}
+    of_run |= {"teacher_accuracy": facts.accuracy, "teacher_accuracy_of_sample": accuracy}
+    return {**of_run, **provenance(device, command)}
 
 
 def judged(tables: Tensor, grid: int, draws: int, seed: int, short: dict[str, list[float]]) -> Iterator[dict[str, Any]]:
@@ -119,12 +107,12 @@ def judged(tables: Tensor, grid: int, draws: int, seed: int, short: dict[str, li
         for target in TARGETS:
             phi, _, used = adaptive(values, d, target)
             error = relative(phi, truth)
-            found = {
+            reached = {
                 "evaluations": float(used.double().mean()),
-                "error": quartiles(error),
+                "error": quartiles(error.flatten().tolist()),
                 "reached": float((error <= target).double().mean()),
             }
-            yield {"kind": "adaptive", "design": "border_hadamard", **of_payoff, "target_error": target, **found}
+            yield {"kind": "adaptive", "design": "border_hadamard", **of_payoff, "target_error": target, **reached}
         if short:
             yield {"kind": "format", "design": "border_hadamard", **of_payoff, "evaluations": own_size(d), "error": short[payoff]}
 
@@ -132,8 +120,8 @@ def judged(tables: Tensor, grid: int, draws: int, seed: int, short: dict[str, li
 def budgets(d: int) -> list[tuple[str, int]]:
     """(design, evaluations) to judge, fewer than all 2^d; for 16 patches 34, 64, 94, 124, 154, 274, and Captum's default of 25."""
     border, block = 2 + 2 * d, 2 * (order(d) - 1)
-    found = [("captum", 25)] + [(design, border + block * k) for design, blocks in BLOCKS.items() for k in blocks]
-    return sorted(((design, n) for design, n in found if n < 1 << d), key=lambda pair: (list(BLOCKS).index(pair[0]), pair[1]))
+    every = [("captum", 25)] + [(design, border + block * k) for design, blocks in BLOCKS.items() for k in blocks]
+    return sorted(((design, n) for design, n in every if n < 1 << d), key=lambda pair: (list(BLOCKS).index(pair[0]), pair[1]))
 
 
 def _draws(design: str, d: int, budget: int, draws: int, seed: int) -> list[Coalitions]:
@@ -153,7 +141,7 @@ def judge_design(values: Tensor, truth: Tensor, coalitions: Sequence[Coalitions]
     error = relative(phi, truth)
     known = not bool(estimated.isnan().any())
     return {
-        "error": quartiles(error),
+        "error": quartiles(error.flatten().tolist()),
         "rank": float(spearman(phi, truth.expand_as(phi)).median()),
         "best_patch": float((phi.argmax(-1) == truth.argmax(-1)).double().mean()),
         "best_window": float((_best_window(phi) == _best_window(truth)).double().mean()),
@@ -166,11 +154,6 @@ def relative(phi: Tensor, truth: Tensor) -> Tensor:
     """|phi - truth|^2 / |truth - mean|^2 over the last dimension: 1 is as bad as a constant map."""
     scale = (truth - truth.mean(-1, keepdim=True)).square().sum(-1)
     return (phi - truth).square().sum(-1) / scale.clamp(min=1e-300)
-
-
-def quartiles(values: Tensor) -> list[float]:
-    """First quartile, median, third quartile."""
-    return [float(v) for v in values.flatten().quantile(torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype))]
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
@@ -204,13 +187,13 @@ def by_format(games: Games, workers: int = 0) -> dict[str, list[float]]:
     """By payoff, quartiles of |bfloat16 - float32|^2 / |float32 - mean|^2 of the maps by the default design."""
     images, labels, size = games.images(games.positions, workers), games.labels(), games.teacher.facts.size
     made = PatchShapley(games.teacher.net, (3, size, size), grid=games.grid, dtype=torch.float32, batch=games.batch or None)
-    logits = {dtype: made.logits(images, dtype=dtype).double() for dtype in FORMATS}  # [n, M, K]
-    found = {}
+    logits = {dtype: made.logits(images, dtype=dtype).double() for dtype in JUDGED_DTYPES}  # [n, M, K]
+    moved = {}
     for payoff, read in PAYOFFS.items():
         wide, short = (
             torch.stack([read(z, label.expand(len(z), 1))[:, 0] for z, label in zip(logits[dtype], labels, strict=True)])
             @ made.coalitions.solve.T
-            for dtype in FORMATS
+            for dtype in JUDGED_DTYPES
         )
-        found[payoff] = quartiles(relative(short, wide).cpu())
-    return found
+        moved[payoff] = quartiles(relative(short, wide).flatten().tolist())
+    return moved

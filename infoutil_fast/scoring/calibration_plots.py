@@ -1,25 +1,16 @@
-"""The rows of a calibration as Markdown tables, and as curves of error against evaluations. Drawn in memory, no display needed."""
+"""The rows of a calibration as Markdown tables, and as curves of error against evaluations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from infoutil_fast.drawing import plots
+from infoutil_fast.runtime.rows import Rows
 
-# Colours that the colour-blind tell apart (Okabe & Ito 2008), and a marker each, for a print in grey.
-LINES = {
-    "border_hadamard": ("#0072B2", "o"),
-    "leverage": ("#D55E00", "s"),
-    "kernel": ("#009E73", "^"),
-    "permutation": ("#CC79A7", "D"),
-    "captum": ("#7F7F7F", "v"),
-}
-Rows = Sequence[dict[str, Any]]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {"border_hadamard": "blue", "leverage": "vermilion", "kernel": "green", "permutation": "purple", "captum": "grey"}
 
 
 def curves(rows: Rows) -> bytes:
@@ -27,12 +18,13 @@ def curves(rows: Rows) -> bytes:
 
     The band is between the quartiles of border_hadamard over the images; the dashed line its adaptive rule, at the mean of the evaluations.
     """
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     first, names = rows[0], _payoffs(rows)
-    figure = Figure(figsize=(11, 8.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.figure(11, 8.6, 120, layout="constrained")
     panels = figure.subplots(2, (len(names) + 1) // 2, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, payoff in zip(panels, names, strict=False):
-        _panel(axes, [row for row in rows if row["payoff"] == payoff])
+        _payoff_panel(axes, [row for row in rows if row["payoff"] == payoff])
         axes.set_title(payoff.replace("_", " "), loc="left", fontweight="bold")
     lines, labels = panels[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False)
@@ -46,14 +38,14 @@ def curves(rows: Rows) -> bytes:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     figure.supylabel("median of |phi - truth|$^2$ / |truth - mean|$^2$", fontsize=11)
-    figure.suptitle(_caption(first), fontsize=11)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    figure.suptitle(_calibration_caption(first), fontsize=11)
+    return plots.as_png(figure)
 
 
-def _panel(axes: Axes, rows: Rows) -> None:
-    for design, (colour, marker) in LINES.items():
+def _payoff_panel(axes: Axes, rows: Rows) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    for design, (colour, marker) in ((design, plots.LINES[name]) for design, name in COLOURS.items()):
         own = [row for row in rows if row["kind"] == "design" and row["design"] == design]
         x, (low, middle, high) = [row["evaluations"] for row in own], zip(*(row["error"] for row in own), strict=True) if own else ((),) * 3
         wide = 2.2 if design == "border_hadamard" else 1.3
@@ -65,8 +57,7 @@ def _panel(axes: Axes, rows: Rows) -> None:
     axes.set(xscale="log", yscale="log")
     axes.margins(x=0.07)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    plots.open_corner([axes], grid=True)
 
 
 def _adaptive(axes: Axes, rows: Rows) -> None:
@@ -84,7 +75,7 @@ def _adaptive(axes: Axes, rows: Rows) -> None:
         axes.annotate("\n".join(targets), (across, up), xytext=(0, 7), textcoords="offset points", fontsize=8, ha="center")
 
 
-def _caption(row: dict[str, Any]) -> str:
+def _calibration_caption(row: dict[str, Any]) -> str:
     accuracy = row["teacher_accuracy"] or row["teacher_accuracy_of_sample"]
     return (
         f"{row['source']}, {row['teacher']} ({accuracy:.1%}), {row['images']} images, {row['grid']}x{row['grid']} patches, "
@@ -96,9 +87,9 @@ def _payoffs(rows: Rows) -> list[str]:
     return list(dict.fromkeys(row["payoff"] for row in rows))
 
 
-def as_text(rows: Rows) -> str:
+def calibration_tables(rows: Rows) -> str:
     """Markdown: a table for each payoff, the adaptive rule, and the number format."""
-    lines = [f"{_caption(rows[0])}. Error: |phi - truth|^2 / |truth - mean|^2."]
+    lines = [f"{_calibration_caption(rows[0])}. Error: |phi - truth|^2 / |truth - mean|^2."]
     for payoff in _payoffs(rows):
         own = [row for row in rows if row["payoff"] == payoff]
         lines += ["", f"### {payoff}", "", *_table(own)]

@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from infoutil_fast.data import Source
 from infoutil_fast.models.teacher import Teacher, refuse_nan
-from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.runtime.files import write_arrays
 from infoutil_fast.shapley.maps import PAYOFFS, PatchShapley
 from infoutil_fast.types import InputError
 
 log = logging.getLogger(__name__)
-AT_ONCE = 1 << 23  # logits held: all 65,536 coalitions of up to 128 classes, 8388 of a thousand
+LOGITS_HELD = 1 << 23  # logits held: all 65,536 coalitions of up to 128 classes, 8388 of a thousand
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def play(games: Games, folder: Path, progress: bool = True) -> Tensor:
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}") from error
     files = [folder / f"{position:06d}.npz" for position in games.positions]
-    there = {file: read(file, games.header(int(p))) for file, p in zip(files, games.positions, strict=True) if file.exists()}
+    there = {file: read_game(file, games.header(int(p))) for file, p in zip(files, games.positions, strict=True) if file.exists()}
     if there:
         log.info("%s: %d of %d games are there already", folder, len(there), len(files))
     todo = [(file, int(position)) for file, position in zip(files, games.positions, strict=True) if file not in there]
@@ -95,16 +95,14 @@ def play(games: Games, folder: Path, progress: bool = True) -> Tensor:
     for done, (file, position) in enumerate(todo, 1):
         assert plan is not None
         header = games.header(position)
-        found = game(plan, games.images(np.array([position])), header["label"], games.dtype, len(games.teacher.facts.classes))
-        refuse_nan(found[None], [header["image"]], games.teacher.facts.name)
-        buffer = BytesIO()
-        np.savez(buffer, header=np.array(json.dumps(header)), logits=found.numpy())
-        write_bytes(file, buffer.getvalue())
-        there[file] = found
+        logits = game(plan, games.images(np.array([position])), header["label"], games.dtype, len(games.teacher.facts.classes))
+        refuse_nan(logits[None], [header["image"]], games.teacher.facts.name)
+        write_arrays(file, {"header": np.array(json.dumps(header)), "logits": logits.numpy()})
+        there[file] = logits
         if done in (1, len(todo)):
             each = (time.perf_counter() - start) / done
             left = len(todo) - done
-            log.info("%.2f s an image (%d forwards), %.1f min for the other %d", each, len(found), each * left / 60, left)
+            log.info("%.2f s an image (%d forwards), %.1f min for the other %d", each, len(logits), each * left / 60, left)
         bar.update()
     bar.close()
     return torch.stack([there[file] for file in files])
@@ -125,14 +123,14 @@ def game(plan: PatchShapley, image: Tensor, label: int, dtype: torch.dtype, clas
     [M, 2] float64: z_label, and logsumexp of the others. Every payoff of the label is the same for these two as for all the classes.
     """
     parts = []
-    for masks in plan.coalitions.masks.split(max(1, AT_ONCE // classes)):
+    for masks in plan.coalitions.masks.split(max(1, LOGITS_HELD // classes)):
         z = plan.logits(image, masks, dtype)[0].double()  # [m, K]
         others = z.index_fill(1, torch.tensor([label], device=z.device), float("-inf")).logsumexp(1)
         parts.append(torch.stack([z[:, label], others], 1))
     return torch.cat(parts).cpu()
 
 
-def read(file: Path, header: dict[str, Any]) -> Tensor:
+def read_game(file: Path, header: dict[str, Any]) -> Tensor:
     """The game [2^d, 2] in a file. Raises `InputError` where it is another one, or damaged."""
     try:
         with np.load(BytesIO(file.read_bytes()), allow_pickle=False) as kept:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,20 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from infoutil_fast.data import IMAGENET, Source, Split, folders, open_source
 from infoutil_fast.data.decode import EXTENSIONS
 from infoutil_fast.models.teacher import Teacher, check_accuracy, load_checkpoint, load_teacher
 from infoutil_fast.types import InputError
 
-log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "validation", "test")  # folders that make a source of the folder that they lie in
 AT_ONCE = 256  # images read together
+JUDGED = 256  # labelled images that a teacher is judged by
 
 
 @dataclass(frozen=True)
-class Images:
+class ScoringInput:
     """What is to be scored, and by whom."""
 
     name: str
@@ -33,14 +31,14 @@ class Images:
     teacher: Teacher
 
 
-def open_images(data: str | Path, teacher: str, split: str, device: torch.device, workers: int) -> Images:
+def open_images(data: str | Path, teacher: str, split: str, device: torch.device, workers: int) -> ScoringInput:
     """The images and their labels. Raises `InputError` for what holds none, and for a teacher at chance level on labelled ones."""
     root = Path(data).expanduser()
     if not root.is_dir() or any((root / name).exists() for name in (*SPLITS, "data_batch_1")):
         source = open_source(data)
         own = load_teacher(teacher, source, device)
         check_accuracy(own, source, workers=workers)
-        return Images(source.name, source.spec, source.train if split == "train" else source.val, source.classes, own)
+        return ScoringInput(source.name, source.spec, source.train if split == "train" else source.val, source.classes, own)
     names = sorted(f.relative_to(root).as_posix() for f in root.rglob("*") if f.suffix.lower() in EXTENSIONS and f.is_file())
     names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     if not names:
@@ -50,21 +48,15 @@ def open_images(data: str | Path, teacher: str, split: str, device: torch.device
     spec = str(root.absolute())
     if len(tops) and all("/" in name for name in names):
         labels = np.array([tops.index(name.split("/")[0]) for name in names], np.int64)
-        found = Split(tuple(names), labels, read)
-        source = Source(root.name, spec, tops, found, _sample(found), 0, *IMAGENET)
+        whole = Split(tuple(names), labels, read)
+        judged_by = whole.of_rows(np.sort(np.random.default_rng(0).permutation(len(whole))[:JUDGED]))
+        source = Source(root.name, spec, tops, whole, judged_by, 0, *IMAGENET)
         own = load_teacher(teacher, source, device)
         check_accuracy(own, source, workers=workers)
-        return Images(root.name, spec, found, tops, own)
+        return ScoringInput(root.name, spec, whole, tops, own)
     own = _alone(teacher, device)
     labels = _predicted(own, names, read)
-    return Images(root.name, spec, Split(tuple(names), labels, read), own.facts.classes, own)
-
-
-def _sample(split: Split, count: int = 256) -> Split:
-    """Some of the images that can be read, to judge the teacher by."""
-    asked = np.random.default_rng(0).permutation(len(split))[:count]
-    kept = readable(split, np.sort(asked), 8, 0)[1]
-    return Split(tuple(split.names[i] for i in kept), split.labels[kept], lambda position: split.read(int(kept[position])))
+    return ScoringInput(root.name, spec, Split(tuple(names), labels, read), own.facts.classes, own)
 
 
 def _alone(teacher: str, device: torch.device) -> Teacher:
@@ -84,26 +76,6 @@ def _predicted(teacher: Teacher, names: Sequence[str], read: Callable[[int], np.
     """The class that the teacher sees in each image; 0 for one that cannot be read."""
     split, labels = Split(tuple(names), np.zeros(len(names), np.int64), read), np.zeros(len(names), np.int64)
     for start in range(0, len(names), AT_ONCE):
-        pixels, there, _ = readable(split, np.arange(start, min(start + AT_ONCE, len(names))), teacher.facts.size, 0)
-        labels[there] = teacher.logits(pixels).argmax(1).cpu().numpy()
+        pixels, there = split.readable(range(start, min(start + AT_ONCE, len(names))), teacher.facts.size)
+        labels[start + there] = teacher.logits(pixels).argmax(1).cpu().numpy()
     return labels
-
-
-def readable(split: Split, positions: np.ndarray, size: int, workers: int, tell: bool = False) -> tuple[Tensor, np.ndarray, list[str]]:
-    """The images at `positions` that can be read, uint8 [n, 3, size, size], where they stand, and the names of the others.
-
-    `tell`: log why.
-    """
-    try:
-        return split.batch(positions, size, workers), positions, []
-    except InputError:  # look which
-        parts, there, skipped = [], [], []
-        for position in positions.tolist():
-            try:
-                parts.append(split.batch([position], size))
-                there.append(position)
-            except InputError as error:
-                if tell:
-                    log.warning("left out: %s", error)
-                skipped.append(split.names[position])
-        return torch.cat(parts) if parts else torch.empty(0, 3, size, size, dtype=torch.uint8), np.array(there, np.int64), skipped

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ from infoutil_fast.drawing import sheets
 from infoutil_fast.gradnorm.norms import grad_norms
 from infoutil_fast.models.teacher import Teacher
 from infoutil_fast.runtime.device import choose_device, choose_dtype
-from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.runtime.files import Kind, begin_folder, write_arrays, write_bytes
 from infoutil_fast.runtime.seeds import file_generator
-from infoutil_fast.scoring.inputs import AT_ONCE, Images, open_images, readable
-from infoutil_fast.sets.store import encode, folder
+from infoutil_fast.scoring.inputs import AT_ONCE, ScoringInput, open_images
+from infoutil_fast.sets.store import folder
+from infoutil_fast.shapley.by_file import maps_by_file
 from infoutil_fast.shapley.designs import plan
 from infoutil_fast.shapley.maps import PAYOFFS, PatchShapley
 from infoutil_fast.types import InputError, one_of
@@ -57,6 +57,7 @@ class GradNormOptions:
 
 KINDS: dict[str, type[ShapleyOptions] | type[GradNormOptions]] = {"shapley": ShapleyOptions, "gradnorm": GradNormOptions}
 FORMATS = ("npz", "csv")
+SCORES = Kind("scores", "score.json", settings="options")
 
 
 def score(
@@ -83,36 +84,39 @@ def score(
 
     OUT/classes/<class>.npz appears class by class, so that a run cut short goes on; at the end OUT/scores.npz or scores.csv has all
     rows, with `name`, `label`, `position` in its split, `score`, for shapley also `heat` [n, g, g] float32 (its sum is the score:
-    what the whole image adds to the payoff), and OUT/*.png the pictures. Images that cannot be read are left out and named.
-
-    Returns the files, the counts and the lowest, median and highest score. Raises `InputError` before anything is written when
-    something does not fit, or OUT holds other scores.
+    what the whole image adds to the payoff), and OUT/*.png the pictures. Images that cannot be read are left out and named. Returns the
+    files, the counts and the lowest, median and highest score. Raises `InputError` before anything is written when something does not fit.
     """
-    one_of("kind of score", kind, tuple(KINDS))
+    _check_request(split, per_class, file_format)
+    chosen, out, where = _options(kind, options), Path(out), choose_device(device)
+    run_dtype = choose_dtype(dtype, where) if kind == "shapley" else torch.float32
+    images = open_images(data, str(teacher), split, where, workers)
+    scorer = shapley_of(images.teacher, chosen, run_dtype, seed) if isinstance(chosen, ShapleyOptions) else norms_of(images.teacher, chosen)
+    begin_folder(out, SCORES, _meta(kind, chosen, images, split, per_class, seed, run_dtype))
+    drawn = [images.split.draw(label, per_class or None, seed) for label in range(len(images.classes))]
+    with tqdm(total=sum(map(len, drawn)), desc=f"score {kind}", unit="image", disable=None if progress else True) as bar:
+        for label, positions in enumerate(drawn):
+            _score_class(out / "classes" / f"{folder(label)}.npz", images, positions, scorer, workers, bar)
+    return _finish(out, images, kind, file_format)
+
+
+def _check_request(split: str, per_class: int, file_format: str) -> None:
     one_of("file format", file_format, FORMATS)
     one_of("split", split, ("train", "val"))
     if per_class < 0:
         raise InputError(f"per_class must be 0 (all) or more, not {per_class}")
-    if unknown := sorted(set(options) - {f.name for f in fields(KINDS[kind])}):
-        raise InputError(f"score {kind} has no option {', '.join(unknown)}; it has {', '.join(f.name for f in fields(KINDS[kind]))}")
-    chosen, out, where = KINDS[kind](**options), Path(out), choose_device(device)
-    run_dtype = choose_dtype(dtype, where) if kind == "shapley" else torch.float32
-    images = open_images(data, str(teacher), split, where, workers)
-    make = shapley_of if isinstance(chosen, ShapleyOptions) else norms_of
-    scorer: Scorer = make(images.teacher, chosen, run_dtype, seed)  # type: ignore[arg-type]
-    _begin(out, _meta(kind, chosen, images, split, per_class, seed, run_dtype))
-    chosen_rows = {label: images.split.draw(label, per_class or None, seed) for label in range(len(images.classes))}
-    with tqdm(total=sum(map(len, chosen_rows.values())), desc=f"score {kind}", unit="image", disable=None if progress else True) as bar:
-        for label, positions in chosen_rows.items():
-            file = out / "classes" / f"{folder(label)}.npz"
-            if len(positions) and not file.exists():
-                _write_npz(file, _scored(images, positions, scorer, workers, bar))
-            else:
-                bar.update(len(positions))
-    return _finish(out, images, kind, file_format)
 
 
-def _meta(kind: str, options: Any, images: Images, split: str, per_class: int, seed: int, dtype: torch.dtype) -> dict[str, Any]:
+def _options(kind: str, given: dict[str, Any]) -> ShapleyOptions | GradNormOptions:
+    """Those of a kind. Raises `InputError` where it has not the ones given."""
+    one_of("kind of score", kind, tuple(KINDS))
+    known = [f.name for f in fields(KINDS[kind])]
+    if unknown := sorted(set(given) - set(known)):
+        raise InputError(f"score {kind} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    return KINDS[kind](**given)
+
+
+def _meta(kind: str, options: Any, images: ScoringInput, split: str, per_class: int, seed: int, dtype: torch.dtype) -> dict[str, Any]:
     """score.json: all that decides the numbers."""
     facts = images.teacher.facts
     return {
@@ -127,14 +131,23 @@ def _meta(kind: str, options: Any, images: Images, split: str, per_class: int, s
     }
 
 
-def _scored(images: Images, positions: np.ndarray, scorer: Scorer, workers: int, bar: Any) -> dict[str, np.ndarray]:
+def _score_class(file: Path, images: ScoringInput, positions: np.ndarray, scorer: Scorer, workers: int, bar: Any) -> None:
+    """Write the rows of one class, where they are not there yet."""
+    if len(positions) and not file.exists():
+        write_arrays(file, _scored(images, positions, scorer, workers, bar))
+    else:
+        bar.update(len(positions))
+
+
+def _scored(images: ScoringInput, positions: np.ndarray, scorer: Scorer, workers: int, bar: Any) -> dict[str, np.ndarray]:
     """The rows of one class."""
     parts: list[dict[str, np.ndarray]] = []
     skipped: list[str] = []
     for start in range(0, len(positions), AT_ONCE):
         asked = positions[start : start + AT_ONCE]
-        pixels, there, broken = readable(images.split, asked, images.teacher.facts.size, workers, tell=True)
-        skipped += broken
+        pixels, left = images.split.readable(asked, images.teacher.facts.size, workers)
+        there = asked[left]
+        skipped += [images.split.names[i] for i in np.setdiff1d(asked, there)]
         if len(there):
             names = [images.split.names[i] for i in there]
             labels = torch.from_numpy(images.split.labels[there])
@@ -161,17 +174,13 @@ def shapley_of(teacher: Teacher, options: ShapleyOptions, dtype: torch.dtype, se
 
     def of(images: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:
         x, targets = teacher.normalise(images), labels.to(teacher.device)
-        if not made.redrawn:
-            heat = made(x, targets)
-        else:  # drawn anew for each file, whatever stands beside it
-            own = [file_generator(seed, int(label), name) for label, name in zip(labels, names, strict=True)]
-            heat = torch.cat([made(x[i : i + 1], targets[i : i + 1], generator=generator) for i, generator in enumerate(own)])
+        heat = maps_by_file(made, x, targets, (file_generator(seed, int(label), name) for label, name in zip(labels, names, strict=True)))
         return {"score": heat.double().sum((1, 2)).float().cpu().numpy(), "heat": heat.cpu().numpy()}
 
     return of
 
 
-def norms_of(teacher: Teacher, options: GradNormOptions, dtype: torch.dtype, seed: int) -> Scorer:
+def norms_of(teacher: Teacher, options: GradNormOptions) -> Scorer:
     """Norm of each image's loss gradient."""
 
     def of(images: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -181,33 +190,7 @@ def norms_of(teacher: Teacher, options: GradNormOptions, dtype: torch.dtype, see
     return of
 
 
-def _begin(out: Path, meta: dict[str, Any]) -> None:
-    """Start or go on. Raises `InputError` where something else stands."""
-    file = out / "score.json"
-    if not file.exists():
-        if out.is_file() or (out.is_dir() and any(out.iterdir())):
-            raise InputError(f"{out} exists and holds no scores: choose a new or empty folder")
-        try:
-            write_bytes(file, encode(meta))
-        except OSError as error:
-            raise InputError(f"{out} cannot be written: {error.strerror}") from error
-        return
-    try:
-        have = json.loads(file.read_text())
-        differs = [key for key in meta if have[key] != meta[key]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is not that of scores ({type(error).__name__}: {error})") from error
-    if differs:
-        raise InputError(f"{out} holds scores made with another {', '.join(differs)}: choose another folder")
-
-
-def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    buffer = BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_bytes(path, buffer.getvalue())
-
-
-def _finish(out: Path, images: Images, kind: str, file_format: str) -> dict[str, Any]:
+def _finish(out: Path, images: ScoringInput, kind: str, file_format: str) -> dict[str, Any]:
     """All rows in one file, the pictures, and what to say."""
     parts, skipped = [], []
     for file in sorted((out / "classes").glob("*.npz")):
@@ -221,10 +204,10 @@ def _finish(out: Path, images: Images, kind: str, file_format: str) -> dict[str,
     skipped_names = np.array(skipped, dtype=str)
     file = out / f"scores.{file_format}"
     if file_format == "npz":
-        _write_npz(file, {**rows, "classes": np.array(images.classes), "skipped": skipped_names})
+        write_arrays(file, {**rows, "classes": np.array(images.classes), "skipped": skipped_names})
     else:
         write_bytes(file, as_csv(rows, images.classes).encode())
-    drawn = sheets.draw(kind, rows, images.classes, images.split.read)
+    drawn = sheets.score_pictures(kind, rows, images.classes, images.split.read)
     for name, data in drawn.items():
         write_bytes(out / name, data)
     values = rows["score"]

@@ -1,9 +1,8 @@
-"""What is on disk of a distilled set, finished or not, as the report reads it."""
+"""A distilled set on disk as the report reads it: whatever is there of one that may be unfinished or damaged."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from infoutil_fast.data import Source, Split
+from infoutil_fast.runtime.rows import Row, readable
 from infoutil_fast.sets import store
 
 
 @dataclass(frozen=True)
-class Found:
+class PartialSet:
     """What is on disk of a distilled set, finished or not."""
 
     path: Path
@@ -23,6 +23,12 @@ class Found:
     classes: tuple[str, ...]
     done: tuple[int, ...]  # labels of the finished classes
     shown: tuple[int, ...]  # those that the page draws
+
+    def which(self) -> str:
+        """The classes shown, in words."""
+        if len(self.shown) == len(self.done):
+            return f"all {len(self.done)} finished classes"
+        return f"{len(self.shown)} of {len(self.done)} finished classes, evenly spaced"
 
     def images(self, label: int) -> list[Path]:
         return sorted((self.path / "images" / store.folder(label)).glob("*.png"))
@@ -41,13 +47,13 @@ class Found:
             return None
 
 
-def read(path: Path, limit: int) -> Found:
+def open_partial(path: Path, limit: int) -> PartialSet:
     """The set in folder `path`, `limit` of its classes to be shown; raises `InputError` when there is none or meta.json is damaged."""
     meta = store.read_meta(path)
     classes = store.class_names(path, meta)
     done = tuple(i for i in range(len(classes)) if store.is_done(path, i) and any((path / "images" / store.folder(i)).glob("*.png")))
     shown = tuple(done[i] for i in spaced(len(done), limit))
-    return Found(path, meta, classes, done, shown)
+    return PartialSet(path, meta, classes, done, shown)
 
 
 def spaced(count: int, limit: int) -> list[int]:
@@ -55,17 +61,17 @@ def spaced(count: int, limit: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, limit))})
 
 
-def lines(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The objects of a JSON-lines file, and a remark about lines that cannot be read (a run may have been killed while writing)."""
-    rows, bad = [], 0
-    for line in filter(str.strip, path.read_text("utf-8", "replace").split("\n") if path.is_file() else []):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        rows += [row] if isinstance(row, dict) else []
-        bad += not isinstance(row, dict)
-    return rows, f"{bad} unreadable line{'s' * (bad > 1)} of {path.name} left out." if bad else ""
+def timings(path: Path) -> tuple[list[Row], str]:
+    """A set's rows of seconds and peaks, the last one of a class that was made twice, and a remark about lines that cannot be read."""
+    rows, remark = readable(path / "timings.jsonl")
+    return list({row.get("label"): row for row in rows if isinstance(row.get("seconds"), dict)}.values()), remark
+
+
+def by_stage(timed: Sequence[Row]) -> tuple[dict[str, float], dict[str, int]]:
+    """Seconds of each stage over all classes, and its highest peak in bytes (0: not measured)."""
+    stages = list(dict.fromkeys(stage for row in timed for part in ("seconds", "peak_bytes") for stage in row.get(part) or {}))
+    seconds = {stage: sum(row["seconds"].get(stage, 0.0) for row in timed) for stage in stages}
+    return seconds, {stage: max((row.get("peak_bytes") or {}).get(stage, 0) for row in timed) for stage in stages}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:
@@ -87,12 +93,12 @@ def is_image(split: Split, position: int, name: str) -> bool:
 
 def hits(path: Path, source: Source) -> float | None:
     """The share of kept windows whose centre lies inside the object's box; None when the source has no boxes or no window was kept."""
-    boxes, found = source.train.boxes, read(Path(path), 1)
+    boxes, made = source.train.boxes, open_partial(Path(path), 1)
     if boxes is None:
         return None
     inside: list[np.ndarray] = []
-    for label in found.done:
-        arrays = found.scores(label, "image", "name", "top", "left", "size")
+    for label in made.done:
+        arrays = made.scores(label, "image", "name", "top", "left", "size")
         if arrays is None:
             continue
         image, name, top, left, size = arrays

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from infoutil_fast.data import decode
-from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.runtime import rows
+from infoutil_fast.runtime.files import Kind, begin_folder, write_arrays, write_bytes
 from infoutil_fast.types import ClassShard, InputError, one_of
 
 FORMAT = 1
@@ -43,27 +44,12 @@ def read_meta(path: Path) -> dict[str, Any]:
     return dict(meta)
 
 
+SET = Kind("distilled set", settings="config", replacing="--overwrite", read=read_meta)
+
+
 def begin(path: Path, meta: dict[str, Any], overwrite: bool) -> None:
     """Start a set or go on with it. Raises `InputError` where something else stands there; only `overwrite` replaces a set."""
-    begun = path / "meta.json"
-    foreign = path.is_file() or (path.is_dir() and any(not file.name.startswith(begun.name) for file in path.iterdir()))
-    if foreign and not begun.exists():  # asked in this order: another rank may be beginning just now
-        raise InputError(f"{path} exists and is not a distilled set: choose a new or empty folder")
-    if begun.exists() and not overwrite:
-        have = read_meta(path)
-        differs = [key for key in meta if have.get(key) != meta[key]]
-        if differs:
-            inner = [k for k in meta["config"] if have.get("config", {}).get(k) != meta["config"][k]] if "config" in differs else []
-            what = ", ".join([*(k for k in differs if k != "config"), *inner])
-            raise InputError(f"{path} holds a set made with another {what}: choose another folder, or --overwrite to replace it")
-        return
-    if begun.exists():
-        read_meta(path)  # refuses what is no set
-        _clear(path)
-    try:
-        write_bytes(path / "meta.json", encode(meta))
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    begin_folder(path, SET, meta, clear=_clear if overwrite else None)
 
 
 def _clear(path: Path) -> None:
@@ -74,10 +60,6 @@ def _clear(path: Path) -> None:
     reports = ("report.html", "report-gallery.png", "report-scores.png", "report-windows.png")
     for name in ("timings.jsonl", "evaluations.jsonl", *reports, *JOINT, "meta.json"):
         (path / name).unlink(missing_ok=True)
-
-
-def encode(meta: dict[str, Any]) -> bytes:
-    return (json.dumps(meta, indent=1) + "\n").encode()
 
 
 def folder(label: int) -> str:
@@ -104,14 +86,11 @@ def write_class(path: Path, shard: ClassShard, names: tuple[str, ...], pool: lis
     line: dict[str, Any] = {"label": shard.label, "rank": rank, "seconds": shard.seconds, "peak_bytes": shard.peak_bytes}
     if skipped:
         line["skipped"] = list(skipped)
-    with open(path / "timings.jsonl", "a") as file:
-        file.write(json.dumps(line) + "\n")
+    rows.append(path / "timings.jsonl", [line])
     w = shard.windows
     arrays: dict[str, Any] = {"image": w.image, "name": np.array([names[i] for i in w.image]), "top": w.top, "left": w.left, "size": w.size}
     arrays.update(score=shard.scores, pool=np.array(pool), **shard.extra)
-    buffer = BytesIO()
-    np.savez(buffer, **arrays)
-    write_bytes(path / "scores" / f"{folder(shard.label)}.npz", buffer.getvalue())
+    write_arrays(path / "scores" / f"{folder(shard.label)}.npz", arrays)
 
 
 def class_names(path: Path, meta: dict[str, Any]) -> tuple[str, ...]:
@@ -124,12 +103,12 @@ def class_names(path: Path, meta: dict[str, Any]) -> tuple[str, ...]:
 
 def _tensor(file: Path, key: str, dimensions: int) -> Tensor:
     try:
-        found = load_file(file)[key]
+        tensor = load_file(file)[key]
     except Exception as error:  # the reader's and the disk's; named
         raise InputError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
-    if found.dim() != dimensions or not found.is_floating_point():
-        raise InputError(f"{file}: {key} is {list(found.shape)} {found.dtype}, needed are {dimensions} dimensions of floats")
-    return found
+    if tensor.dim() != dimensions or not tensor.is_floating_point():
+        raise InputError(f"{file}: {key} is {list(tensor.shape)} {tensor.dtype}, needed are {dimensions} dimensions of floats")
+    return tensor
 
 
 @dataclass(frozen=True, eq=False)

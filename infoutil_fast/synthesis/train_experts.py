@@ -23,13 +23,14 @@ from infoutil_fast.data.feed import Pixels
 from infoutil_fast.models import nets
 from infoutil_fast.pixels import dsa
 from infoutil_fast.pixels.views import View, Zca
-from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.runtime.files import Kind, begin_folder, write_bytes
 from infoutil_fast.synthesis.experts import FORMATS, ExpertRecipe, Experts, _read_meta, expert_file, inner
 from infoutil_fast.synthesis.gradients import Inner
 from infoutil_fast.types import InputError
 
 log = logging.getLogger(__name__)
 
+EXPERTS = Kind("experts", settings="recipe", read=_read_meta)
 ZCA_IMAGES = 50_000  # at most so many are held in memory to fit a whitening
 
 
@@ -67,18 +68,7 @@ def train_experts(source: Source, recipe: ExpertRecipe, out: Path, run: Run) -> 
 def begin(out: Path, source: Source, recipe: ExpertRecipe, size: int) -> None:
     """Write meta.json, or check that the one there is the same."""
     about = {"name": source.name, "spec": source.spec, "classes": source.classes, "mean": source.mean, "std": source.std}
-    meta = json.loads(json.dumps({"format": 1, "recipe": asdict(recipe), "size": size, "source": about}))
-    file = out / "meta.json"
-    if file.exists():
-        have = _read_meta(out)
-        if differs := [k for k in meta["recipe"] if have["recipe"].get(k) != meta["recipe"][k]] + [
-            k for k in ("size", "source") if have[k] != meta[k]
-        ]:
-            raise InputError(f"{out} holds experts with another {', '.join(dict.fromkeys(differs))}: choose another folder")
-    elif out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise InputError(f"{out} exists and holds no experts: choose a new or empty folder")
-    else:
-        write_bytes(file, (json.dumps(meta, indent=1) + "\n").encode())
+    begin_folder(out, EXPERTS, {"format": 1, "recipe": asdict(recipe), "size": size, "source": about})
 
 
 def _train(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import platform
 import time
@@ -21,6 +20,7 @@ from infoutil_fast.data.feed import Pixels
 from infoutil_fast.models.teacher import Teacher, load_teacher
 from infoutil_fast.pixels.views import Zca
 from infoutil_fast.runtime.device import choose_device, choose_dtype
+from infoutil_fast.runtime.rows import append
 from infoutil_fast.sets import store
 from infoutil_fast.sets.labels import KINDS, HardLabels, Labels, OnlineLabels, SoftLabels
 from infoutil_fast.training import matching_student, rded_students
@@ -100,8 +100,7 @@ def evaluate(
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "date": datetime.date.today().isoformat(),
     }
-    with open(Path(path) / "evaluations.jsonl", "a") as file:
-        file.write(json.dumps(row) + "\n")
+    append(Path(path) / "evaluations.jsonl", [row])
     return row
 
 

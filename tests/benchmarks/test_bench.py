@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,8 @@ import torch
 
 from infoutil_fast import InputError, distill
 from infoutil_fast.benchmarks import compare, counted_memory, judging, tables, timing
-from infoutil_fast.benchmarks.entrants import Settings
-from infoutil_fast.cli import main
+from infoutil_fast.benchmarks.setup import Settings
+from infoutil_fast.cli import bench, main
 from infoutil_fast.contract import Run
 from infoutil_fast.data import Source
 from infoutil_fast.synthesis.experts import ExpertRecipe
@@ -46,14 +47,14 @@ def rows(digits: Source, learned, tmp_path_factory) -> tuple[Path, list[dict]]:
 
 def test_every_part_has_its_rows(rows):
     found = rows[1]
-    assert {row["of"] for row in tables.of(found, part="teaching")} == {"teacher", "experts"}
-    assert [row["repeat"] for row in tables.of(found, part="cost", name="random")] == [0, 1]
+    assert {row["of"] for row in tables.rows_with(found, part="teaching")} == {"teacher", "experts"}
+    assert [row["repeat"] for row in tables.rows_with(found, part="cost", name="random")] == [0, 1]
     for name in ("tesla exact", "mtt"):
-        (cost,) = tables.of(found, part="cost", name=name)
+        (cost,) = tables.rows_with(found, part="cost", name=name)
         assert len(cost["iteration_seconds"]) == 2
         assert min(cost["iteration_seconds"]) > 0
-        assert [row["iteration"] for row in tables.of(found, part="curve", name=name)] == [0, 2, 4]
-    kinds = [(row["name"], row["protocol"], row["seed"], row["own"]) for row in tables.of(found, part="accuracy")]
+        assert [row["iteration"] for row in tables.rows_with(found, part="curve", name=name)] == [0, 2, 4]
+    kinds = [(row["name"], row["protocol"], row["seed"], row["own"]) for row in tables.rows_with(found, part="accuracy")]
     assert ("random", "online", 1, True) in kinds
     assert ("random", "common", 0, False) in kinds
     assert ("mtt", "learned", 1, True) in kinds
@@ -84,11 +85,11 @@ def test_the_iterates_are_those_of_shorter_runs(rows, digits, learned, tmp_path)
 
 
 def test_table_and_plot_tell_what_was_measured(rows):
-    text = tables.as_text(rows[1])
+    text = tables.methods_table(rows[1])
     assert "| tesla exact |" in text
     assert "infoutil" not in text.split("\n- ")[0], "a method without rows has no line"
-    assert tables.chart(rows[1]).startswith(b"\x89PNG")
-    assert tables.chart([{**row, "ipc": 10} for row in rows[1]]).startswith(b"\x89PNG")
+    assert tables.methods_chart(rows[1]).startswith(b"\x89PNG")
+    assert tables.methods_chart([{**row, "ipc": 10} for row in rows[1]]).startswith(b"\x89PNG")
 
 
 def test_projection_and_ratio_by_hand():
@@ -150,7 +151,7 @@ def test_mistakes_get_one_line(rows, learned, tmp_path, capsys):
 
 def test_students_see_the_iterate_and_not_its_rounding(rows, digits, learned):
     assert judging.COMMON_LR > 0
-    row = tables.of(rows[1], part="curve", name="mtt", iteration=0)[0]
+    row = tables.rows_with(rows[1], part="curve", name="mtt", iteration=0)[0]
     assert row["lr"] == pytest.approx(0.01), "the step size at the start"
     assert len(row["last"]) == 2
 
@@ -182,6 +183,22 @@ def test_images_in_no_step_are_counted_with_gradient_and_momentum():
 
 def test_a_net_with_batch_norm_is_counted_with_instance_norm():
     assert counted_memory.peak(replace(PROBLEM, net="convnet2-w8"))["peak_bytes"] == counted_memory.peak(PROBLEM)["peak_bytes"]
+
+
+@pytest.mark.parametrize("method", list(counted_memory.GRADIENTS))
+@pytest.mark.parametrize("joined", [True, False])
+def test_every_entrant_s_memory_can_be_asked_for_by_its_name(method, joined):
+    """Also one with a blank in it."""
+    words = ["--net", "convnet1-w2-in", "--size", "8", "--classes", "3", "--images", "4", "--batch", "3", "--steps", "2"]
+    words += [f"--method={method}"] if joined else ["--method", method]
+    whole = argparse.ArgumentParser()
+    bench.add(whole.add_subparsers(), [], [])
+    args, shown = whole.parse_args(["bench", "memory", *words, "--check"]), []
+    args.run(args, lambda value, text: shown.append((value, text)))
+    ((value, text),) = shown
+    assert value["method"] == method
+    assert value["peak_bytes"] >= value["counted_bytes"] > value["stored"] - 4 * value["parameters"]
+    assert f"at the peak of {method}:" in text
 
 
 def test_counted_memory_from_the_command_line(capsys):

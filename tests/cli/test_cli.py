@@ -161,7 +161,7 @@ def test_output_that_is_something_else(digits_teacher, tmp_path, capsys):
     (tmp_path / "out" / "thesis.tex").write_text("precious")
     for more in ([], ["--overwrite"]):
         line = refused(capsys, tmp_path, "distill", "digits", tmp_path / "out", "--teacher", digits_teacher, *more)
-        assert "not a distilled set" in line
+        assert "holds no distilled set" in line
 
 
 def test_set_made_with_other_settings_is_kept(digits, digits_teacher, tmp_path, capsys):

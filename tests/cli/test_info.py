@@ -101,7 +101,7 @@ def test_a_failing_crashing_or_endless_import_is_told_and_the_others_go_on(tmp_p
 
 
 def test_the_text_has_all_of_it_in_aligned_columns(found: dict[str, Any]) -> None:
-    text = info.as_text(found)
+    text = info.info_text(found)
     for name in (*found["ops"], *found["packages"], *found["methods"], *found["nets"], "cpu", "cuda", __version__):
         assert name in text
     lines = text.splitlines()
@@ -118,7 +118,7 @@ def test_the_text_says_no_with_the_reason(found: dict[str, Any]) -> None:
         "packages": {"timm": {"version": None, "reason": "not installed"}},
         "devices": [{"name": "cuda:1", "model": "A GPU", "memory_bytes": None, "native_bfloat16": False, "flags": ["sm_70"]}],
     }
-    lines = [line.split() for line in info.as_text(changed).splitlines()]
+    lines = [line.split() for line in info.info_text(changed).splitlines()]
     assert ["some_op", "torch", "yes"] in lines
     assert ["some_op", "cpp", "no:", "extension", "not", "built"] in lines
     assert ["timm", "-", "no:", "not", "installed"] in lines

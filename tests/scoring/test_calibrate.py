@@ -17,8 +17,9 @@ from torch import Tensor
 from infoutil_fast.cli import main
 from infoutil_fast.data import Source
 from infoutil_fast.models.teacher import Teacher, load_checkpoint
+from infoutil_fast.runtime.rows import quartiles
 from infoutil_fast.scoring import exact_games as played
-from infoutil_fast.scoring.calibrate import adaptive, budgets, calibrate, judge_design, quartiles, relative, spearman
+from infoutil_fast.scoring.calibrate import adaptive, budgets, calibrate, judge_design, relative, spearman
 from infoutil_fast.scoring.exact_games import Games, choose, numbers, payoffs, play
 from infoutil_fast.shapley.designs import exact, plan
 from infoutil_fast.shapley.maps import PAYOFFS, PatchShapley
@@ -58,7 +59,7 @@ def slow_probabilities(games: Games, index: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tables_against_one_forward_a_coalition(dtype, digits, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(played, "AT_ONCE", 50)  # 5 coalitions of 10 classes: in parts, the last one short
+    monkeypatch.setattr(played, "LOGITS_HELD", 50)  # 5 coalitions of 10 classes: in parts, the last one short
     games = some(digits, teacher, count=2, grid=2, dtype=dtype)
     tables = play(games, tmp_path, progress=False)
     for index in range(2):
@@ -91,7 +92,7 @@ def test_estimates_and_adaptive_rule_are_those_of_the_plan(digits, teacher, tmp_
     maps, errors = made(images, labels, return_error=True)
     found = judge_design(values, truth, [plan("border_hadamard", 9)])
     own = relative(maps.flatten(1).double(), truth)
-    assert found["error"] == pytest.approx(quartiles(own), rel=1e-2)
+    assert found["error"] == pytest.approx(quartiles(own.tolist()), rel=1e-2)
     assert found["estimated_ratio"] == pytest.approx(float((errors.double() / own).median()), rel=1e-2)
     for target in (0.3, float(errors.median()) * 0.999, 1e-3):
         maps, errors = made(images, labels, return_error=True, target_error=target)

@@ -15,7 +15,7 @@ from PIL import Image
 from infoutil_fast import InputError, grad_norms, patch_shapley
 from infoutil_fast.cli import main
 from infoutil_fast.data import open_source
-from infoutil_fast.drawing import sheets
+from infoutil_fast.drawing import histograms, sheets
 from infoutil_fast.models.teacher import load_checkpoint
 from infoutil_fast.scoring import score_images
 from infoutil_fast.scoring.score_images import score
@@ -172,7 +172,7 @@ def test_mistakes_are_one_line_and_leave_no_trace(folder, digits_teacher, tmp_pa
 def test_other_settings_need_another_folder(folder, digits_teacher, tmp_path):
     arguments = (folder, digits_teacher, tmp_path / "out")
     score("gradnorm", *arguments, per_class=1, **QUIET)
-    with pytest.raises(InputError, match="another options"):
+    with pytest.raises(InputError, match="another layers"):
         score("gradnorm", *arguments, per_class=1, layers="last", **QUIET)
     with pytest.raises(InputError, match="another per_class"):
         score("gradnorm", *arguments, per_class=2, **QUIET)
@@ -182,7 +182,7 @@ def test_lowest_and_highest_sheets_show_these(rng):
     """Each image one grey: the first tile of a row tells which it is."""
     greys = rng.permutation(200)[:24]
     rows = {"score": np.linspace(1, 2, 24)[rng.permutation(24)], "label": np.arange(24) % 2, "position": np.arange(24)}
-    drawn = sheets.draw("gradnorm", rows, ("a", "b"), lambda p: np.full((9, 5, 3), greys[p], np.uint8))
+    drawn = sheets.score_pictures("gradnorm", rows, ("a", "b"), lambda p: np.full((9, 5, 3), greys[p], np.uint8))
     for name, best in (("lowest.png", np.argmin), ("highest.png", np.argmax)):
         picture = np.asarray(Image.open(BytesIO(drawn[name])).convert("L")).astype(int)
         own = np.flatnonzero(rows["label"] == 0)
@@ -194,11 +194,11 @@ def test_lowest_and_highest_sheets_show_these(rng):
 
 @pytest.mark.parametrize("values", [[0.0], [3.0, 3.0, 3.0], [1e-9, 1.0, 5e4], [0.0, 0.0, 1e-7, 3.0], [-2.0, np.nan, 4.0]])
 def test_histograms_draw_one_value_and_many(values):
-    data = sheets.histogram(np.array(values), np.zeros(len(values), np.int64), np.array([0]), ["a" * 80], "Norm")
+    data = histograms.histogram(np.array(values), np.zeros(len(values), np.int64), np.array([0]), ["a" * 80], "Norm")
     assert min(Image.open(BytesIO(data)).size) > 200
 
 
 def test_the_sheet_of_one_tiny_image_is_drawn():
     rows = {"score": np.array([1.0]), "label": np.array([4]), "position": np.array([0]), "heat": np.ones((1, 2, 2))}
-    drawn = sheets.draw("shapley", rows, list("abcde"), lambda p: np.zeros((1, 1, 3), np.uint8))
+    drawn = sheets.score_pictures("shapley", rows, list("abcde"), lambda p: np.zeros((1, 1, 3), np.uint8))
     assert set(drawn) == {"maps.png", "histogram.png"}

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from infoutil_fast.data import Source, open_source
-from infoutil_fast.drawing import overlay, sheets
+from infoutil_fast.drawing import histograms, overlay
 from infoutil_fast.sets.partial import hits
 from infoutil_fast.sets.report import montage, write_report
 from infoutil_fast.types import InputError
@@ -205,7 +205,7 @@ def test_pool_histograms_draw_odd_scores(odd: str, rng: np.random.Generator) -> 
         "nan": np.full(4, np.nan),
         "negative": -rng.lognormal(0, 5, 99),
     }[odd]
-    raw = sheets.pool_histogram([("ant", pool, pool[:1]), ("bee" * 30, pool, pool[:0])], "chosen")
+    raw = histograms.pool_histogram([("ant", pool, pool[:1]), ("bee" * 30, pool, pool[:0])], "chosen")
     assert min(Image.open(io.BytesIO(raw)).size) > 200
 
 
@@ -252,6 +252,22 @@ def test_the_same_set_gives_the_same_bytes(tmp_path: Path, source: Source, rng: 
     assert write_report(path, source=source).read_bytes() == first
     Image.new("RGB", (16, 16)).save(path / "images" / "00001" / "00000.png")
     assert write_report(path).read_bytes() != first
+
+
+@pytest.mark.parametrize(("method", "labels"), [(None, "the method itself"), ({"name": "resnet18", "accuracy": None}, "resnet18")])
+def test_a_set_made_without_a_teacher_has_its_page(method, labels, tmp_path: Path, source: Source, rng: np.random.Generator) -> None:
+    """Of a method that learns from a net's name only: no teacher, and no windows of real images either."""
+    path = make_set(tmp_path / "set", source, rng)
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps({**meta, "method": "dm", "teacher": None, "label_teacher": method, "factor": None}))
+    for file in (path / "scores").glob("*.npz"):
+        np.savez(file, score=np.zeros(0, np.float32))
+    page = write_report(path).read_text("utf-8")
+    assert "<dt>Teacher</dt><dd>none<small>the method learns without one" in page
+    assert f"<dt>Soft labels from</dt><dd>{labels}<small>" in page
+    assert "keeps no windows of real images" in page
+    assert len(pictures(page)) == 3 * IPC
+    assert sorted(file.name for file in path.glob("*.png")) == ["report-gallery.png"]
 
 
 def test_half_finished_sets_are_shown_as_such(tmp_path: Path, source: Source, rng: np.random.Generator) -> None:
@@ -378,5 +394,5 @@ def test_montage_has_a_row_for_each_class(tmp_path: Path, source: Source, rng: n
 def test_strips_draw_one_value_and_many(rng: np.random.Generator) -> None:
     for values in (np.array([3.0]), rng.lognormal(size=997), -rng.lognormal(size=11)):
         low, high = float(values.min()), float(values.max())
-        raw = overlay.strip(values, low, high, log=low > 0)
+        raw = histograms.strip(values, low, high, log=low > 0)
         assert np.asarray(Image.open(io.BytesIO(raw)))[..., 3].any()

@@ -1,0 +1,84 @@
+"""Rows of results: what they were measured on, their quartiles, and the files of JSON lines that keep them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from infoutil_fast.runtime.device import device_name, versions
+
+log = logging.getLogger(__name__)
+Row = dict[str, Any]
+Rows = Sequence[Row]
+
+
+def provenance(device: torch.device | str, command: str) -> Row:
+    """On what, with what, when and by which command a row was measured; `load`: how many processes waited for a processor just then."""
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "versions": versions(),
+        "date": datetime.date.today().isoformat(),
+        "command": command,
+    }
+
+
+def quartiles(values: Iterable[float]) -> list[float]:
+    """First quartile, median and third quartile, linear between the sorted values: numpy's and torch's rule; of one value, that value."""
+    # Rows of bench/record.py up to version 0.1.0 have the quartiles of `statistics.quantiles`' default, which are a little further apart.
+    return [float(value) for value in np.quantile(np.fromiter(values, np.float64), (0.25, 0.5, 0.75))]
+
+
+def summary(values: Iterable[float]) -> Row:
+    """How many values, their median, and their first and third quartile."""
+    known = list(values)
+    low, middle, high = quartiles(known)
+    return {"n": len(known), "median": middle, "iqr": [low, high]}
+
+
+def as_lines(rows: Iterable[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def append(file: Path, rows: Iterable[Row]) -> None:
+    """Write `rows` below those in `file`, on lines of their own even where a run was killed within the last one."""
+    text = as_lines(rows).encode()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "ab+") as lines:  # appending: ranks may write to one file
+        if lines.tell():
+            lines.seek(-1, os.SEEK_END)
+            text = text if lines.read() == b"\n" else b"\n" + text
+        lines.write(text)
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of `file`, none where there is no such file; a line that is no row, such as one cut by a kill, is skipped with a warning."""
+    rows, remark = readable(file)
+    if remark:
+        log.warning("%s: %s", file, remark)
+    return rows
+
+
+def readable(file: Path) -> tuple[list[Row], str]:
+    """As `read`, but the warning is returned ("" for none) instead of logged."""
+    rows: list[Row] = []
+    bad = 0
+    for line in filter(str.strip, file.read_text("utf-8", "replace").split("\n") if file.is_file() else []):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            bad += 1
+    return rows, f"{bad} unreadable line{'s' * (bad > 1)} of {file.name} left out." if bad else ""
