@@ -34,7 +34,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = {"DATA": "cifar10.npz", "SOURCE": "cifar10.npz", "/data/imagenet": "imagenette", "torchvision:resnet18": "teachers/nette"}
 # Of a command, options that are set to these values where they are given (LESS), or in any case (ALWAYS).
 LESS = {
-    "teach": {"--start-size": "32", "--train-size": "64"},
+    "teach": {"--start-size": "32", "--train-size": "32"},
     "distill": {"--iterations": "1", "--max-start": "1"},
     "experts": {"--experts": "1", "--epochs": "1"},
     "bench methods": {"--iterations": "1", "--keep-every": "1", "--syn-steps": "1", "--max-start": "1", "--seeds": "1", "--epochs": "1"},
@@ -42,6 +42,7 @@ LESS = {
 }
 ALWAYS = {
     "teach": {"--epochs": "1", "--batch": "10", "--lr": "0.02"},
+    "teach imagenette": {"--net": "resnet10", "--size": "32", "--epochs": "8"},
     "distill": {"--ipc": "1", "--pool": "4"},
     "distill tesla": {"--syn-steps": "1", "--expert-epochs": "1"},
     "evaluate": {"--epochs": "1", "--seeds": "1"},
@@ -140,11 +141,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = {"train": np.arange(100) % 10, "test": np.arange(50) % 10}
     noisy = {k: colours[y][:, None, None] + rng.normal(0, 20, (len(y), 32, 32, 3)) for k, y in labels.items()}
     images = {k: np.clip(values, 0, 255).astype(np.uint8) for k, values in noisy.items()}
-    np.savez(root / "cifar10.npz", train_x=images["train"], train_y=labels["train"], test_x=images["test"], test_y=labels["test"])
+    arrays = {"train_x": images["train"], "train_y": labels["train"], "test_x": images["test"], "test_y": labels["test"]}
+    np.savez(root / "cifar10.npz", class_names=np.array(CIFAR10_CLASSES), **arrays)
     archive(root / "cifar-10-python.tar.gz", images["train"], images["test"], labels)
     for label, name in enumerate(("n01440764", "n02102040")):
-        pictures(root / "imagenette" / "train" / name, 6, 96, colours[label], rng)
-        pictures(root / "imagenette" / "val" / name, 2, 96, colours[label], rng)
+        pictures(root / "imagenette" / "train" / name, 12, 96, colours[label], rng)
+        pictures(root / "imagenette" / "val" / name, 8, 96, colours[label], rng)
     pictures(root / "photos", 3, 40, colours[0], rng)
     made = (
         "teach cifar10.npz teachers/c10",
@@ -178,13 +180,15 @@ def smaller(words: list[str]) -> list[str]:
     """The command by the tables above."""
     words = [NAMES.get(word, word) for word in words]
     kind = " ".join(words[: 2 if words[0] == "bench" else 1])
-    kinds = [kind, f"{kind} {words[words.index('--method') + 1]}"] if "--method" in words else [kind]
+    about = words[words.index("--method") + 1] if "--method" in words else words[1]
+    kinds = [kind, f"{kind} {about}"]  # the second wins
     if "--from-checkpoint" in words:  # trains nothing
         return words
-    for option, value in ((o, v) for table in (LESS, ALWAYS) for k in kinds for o, v in table.get(k, {}).items()):
+    less, always = ({option: value for kind in kinds for option, value in table.get(kind, {}).items()} for table in (LESS, ALWAYS))
+    for option, value in {**less, **always}.items():
         if option in words:
             words[words.index(option) + 1] = value
-        elif any(option in ALWAYS.get(k, {}) for k in kinds):
+        elif option in always:
             words += [option, value]
     return words
 
