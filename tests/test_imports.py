@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
+import pkgutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+import infoutil_fast
+
 ROOT = Path(__file__).parents[1]
 # From the top. A module may import what stands on a lower line, or beside it if that makes no circle. A name includes its submodules.
+# The third line are former paths, one line each, kept for those who import them. CONTRIBUTING.md prints the list.
 ORDER = """
 __main__
 cli
+train figures kernel_shap images
 benchmarks
 pipeline
 methods
@@ -105,3 +112,66 @@ def test_the_import_loads_nothing_that_only_some_need(module: str) -> None:
     loaded = set(json.loads(done.stdout))
     assert {"torch", "numpy", "infoutil_fast"} <= loaded
     assert not loaded & {"matplotlib", "captum", "torchvision", "triton", "datasets", "timm", "scipy", "sklearn"}
+
+
+def test_contributing_prints_the_list_of_levels() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert "```\n" + "\n".join(ORDER) + "\n```\n" in page
+
+
+# What README, docs, examples and the notebook name, or named in a former layout.
+DOCUMENTED = [
+    "infoutil_fast.InputError",
+    "infoutil_fast.KernelShap",
+    "infoutil_fast.PatchShapley",
+    "infoutil_fast.Recipe",
+    "infoutil_fast.distill",
+    "infoutil_fast.el2n",
+    "infoutil_fast.evaluate",
+    "infoutil_fast.grad_dots",
+    "infoutil_fast.grad_norms",
+    "infoutil_fast.grand",
+    "infoutil_fast.load",
+    "infoutil_fast.load_teacher",
+    "infoutil_fast.open_source",
+    "infoutil_fast.patch_shapley",
+    "infoutil_fast.teach",
+    "infoutil_fast.gradnorm.grad_norms",
+    "infoutil_fast.gradnorm.el2n",
+    "infoutil_fast.gradnorm.grand",
+    "infoutil_fast.influence.grad_dots",
+    "infoutil_fast.shapley.PatchShapley",
+    "infoutil_fast.shapley.patch_shapley",
+    "infoutil_fast.data.open_source",
+    "infoutil_fast.cli.main",
+    "infoutil_fast.train.Recipe",
+    "infoutil_fast.train.teach",
+    "infoutil_fast.figures.overlay",
+    "infoutil_fast.kernel_shap.KernelShap",
+    "infoutil_fast.images.read",
+]
+
+
+@pytest.mark.parametrize("path", DOCUMENTED)
+def test_documented_paths_lead_somewhere(path: str) -> None:
+    module, _, name = path.rpartition(".")
+    assert inspect.getdoc(getattr(import_module(module), name))
+
+
+def test_all_public_names_are_documented_paths() -> None:
+    assert {f"infoutil_fast.{name}" for name in infoutil_fast.__all__ if name != "__version__"} <= set(DOCUMENTED)
+
+
+def test_no_name_of_a_package_shadows_a_module_of_it() -> None:
+    packages = [
+        infoutil_fast,
+        *(import_module(f"infoutil_fast.{name}") for name, path in modules().items() if path.name == "__init__.py" and name != "kernels"),
+    ]
+    shadowed = [
+        f"{package.__name__}.{name}"
+        for package in packages
+        for _, name, _ in pkgutil.iter_modules(package.__path__)
+        if not inspect.ismodule(vars(package).get(name, package))
+    ]
+    assert len(packages) > 10
+    assert not shadowed, shadowed

@@ -7,8 +7,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from infoutil_fast.cli import parser
 from infoutil_fast.cli.commands import COMMANDS
-from infoutil_fast.cli.parser import parser
 from infoutil_fast.runtime.memory import keep_freed_memory
 from infoutil_fast.types import InputError
 
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0, or 2 after one line on standard error when the input cannot be used."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        args = parser(words, COMMANDS).parse_args(words)
+        args = parser.parser(words, COMMANDS).parse_args(words)
         logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
         keep_freed_memory()
         args.run(args, lambda value, text: print(json.dumps(value) if args.json else text))
