@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from infoutil_fast.gradnorm.first_look import look
-from infoutil_fast.gradnorm.norms import MEMORY, ready, scan
-from infoutil_fast.gradnorm.one_pass import Loss, loss_gradients
+from infoutil_fast.gradnorm.losses import Loss, loss_gradients
+from infoutil_fast.gradnorm.norms import ready, scan
 from infoutil_fast.types import InputError
 
 
@@ -48,6 +48,6 @@ def grad_dots(
             logits, change, *_ = jvp(forward, (at,), (along,)) if at else (model(x), x.new_zeros(()))
         return {"": (loss_gradients(logits, y, loss, start) * change.double()).sum(1)}
 
-    with ready(model, images, targets, None, max_memory):
-        found = scan(dots, images, targets, look(model, images, None).batch(max_memory or MEMORY))
+    with ready(model, images, targets, None, max_memory, loss):
+        found = scan(dots, images, targets, loss, look(model, images, None), max_memory)
     return found[""].float() if found else images.new_zeros(0, dtype=torch.float32)

@@ -14,7 +14,8 @@ from torch.func import functional_call
 
 from infoutil_fast.gradnorm.first_look import Look, how, spread
 from infoutil_fast.gradnorm.hooks import attach, casting
-from infoutil_fast.gradnorm.one_pass import Batch, Squares, all_layers, scaled, whole
+from infoutil_fast.gradnorm.losses import scaled
+from infoutil_fast.gradnorm.one_pass import Batch, Squares, all_layers, whole
 from infoutil_fast.gradnorm.rules import layer_sqnorm
 from infoutil_fast.types import InputError, first_line
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 
 from infoutil_fast.gradnorm.rules import layer_sqnorm
+from infoutil_fast.types import InputError, first_line
+
+log = logging.getLogger(__name__)
 
 
 def casting(kind: str, dtype: torch.dtype | None) -> torch.autocast:
@@ -44,10 +48,15 @@ class Call:
     square: Tensor | None = None  # [n]
 
     def take(self, backend: str, g: Tensor) -> None:
-        """The norm from the output's gradient, then let go of the input."""
+        """The norm from the output's gradient, then let go of the input; none where the rule does not fit."""
         if self.own and self.x is not None:
-            with torch.no_grad():
-                self.square = layer_sqnorm(self.layer, self.x, g.reshape(self.shape), self.own, backend)
+            try:
+                with torch.no_grad():
+                    self.square = layer_sqnorm(self.layer, self.x, g.reshape(self.shape), self.own, backend)
+            except (InputError, torch.OutOfMemoryError):
+                raise
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                log.info("the rule of %s does not fit it: %s", self.name, first_line(error))
         self.x = None
 
 
@@ -57,10 +66,13 @@ class Record:
 
     backend: str
     calls: list[Call] = field(default_factory=list)
+    nodes: list[Any] = field(default_factory=list)  # of each call, what its output is in the graph
     ends: list[GradientEdge] = field(default_factory=list)
 
     def add(self, name: str, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         """A forward hook: a call's norm is taken in the backward, as soon as its output's gradient is there, whatever is changed later."""
+        if not isinstance(out, Tensor) or not all(isinstance(t, Tensor) for t in args[:1]):
+            return out  # a subclass with a call of its own
         base = out._base if out._is_view() else None
         if base is not None and (base.numel() != out.numel() or not (base.is_contiguous() and out.is_contiguous())):
             out, base = out.clone(), None  # a change in place would cut a part of another tensor out of the graph
@@ -69,6 +81,7 @@ class Record:
             x = args[0].detach()
             x = x.to(out.dtype) if x.is_floating_point() else x  # as autocast gave it to the layer; the wider one may go
             self.calls.append(Call(name, layer, x, x._version, out.shape, None if out.requires_grad else out))
+            self.nodes.append(tap.grad_fn)
             if out.requires_grad:
                 tap.register_hook(partial(self.calls[-1].take, self.backend))
             if out.requires_grad and not args[0].requires_grad:

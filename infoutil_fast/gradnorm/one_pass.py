@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from infoutil_fast.gradnorm.checked import Alone, Seen, Trust, check_logits, refuted, spread_out, trust
 from infoutil_fast.gradnorm.first_look import Look, spread
-from infoutil_fast.gradnorm.hooks import Call, recording, run
+from infoutil_fast.gradnorm.graph import Graph, read
+from infoutil_fast.gradnorm.hooks import Call, Record, recording, run
+from infoutil_fast.gradnorm.losses import Loss, loss_gradients, scaled, unrounded
 from infoutil_fast.gradnorm.rules import TORCH_FLOATS, has_rule
 from infoutil_fast.types import InputError, first_line
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Squares = dict[str, Tensor]  # layer or parameter name -> squared norms [n] float64
 
 log = logging.getLogger(__name__)
@@ -33,46 +33,18 @@ class Batch:
     loss: Loss | None  # None: cross-entropy
     dtype: torch.dtype | None  # as `run` takes it
     x: Tensor  # [n, ...]
-    y: Tensor  # [n] int64
+    y: Tensor  # [n] int64, or whatever the loss takes
     start: int  # of the first sample, for messages
 
     def gradients(self, logits: Tensor, layer: nn.Module | None, x: Tensor | None) -> Tensor:
         """`loss_gradients` at the logits, unrounded where the last layer gave them from x."""
         return loss_gradients(unrounded(logits, layer, x), self.y, self.loss, self.start)
 
+    def alone(self, logits: Tensor) -> Alone:
+        return Alone(self.model, self.dtype, self.x, logits, self.start)
 
-def loss_gradients(logits: Tensor, targets: Tensor, loss: Loss | None, start: int) -> Tensor:
-    """Gradient [n, C] of the losses in float64: in float32 p - y cancels where the net is confident."""
-    n = len(targets)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n:
-        raise InputError(f"logits [{n}, classes] are needed; the model gives {list(getattr(logits, 'shape', [type(logits).__name__]))}")
-    if len(bad := ((targets < 0) | (targets >= logits.shape[1])).nonzero()):
-        raise InputError(f"target {targets[bad[0]].item()} at position {start + bad[0].item()}; possible: 0 to {logits.shape[1] - 1}")
-    z = logits.detach().double()
-    if loss is None:
-        g = z.softmax(1).scatter(1, targets[:, None], 0)
-        g.scatter_(1, targets[:, None], -g.sum(1, keepdim=True))  # p - 1 as minus the other p: exact however close p is to 1
-    else:
-        losses = loss(z.requires_grad_(), targets)
-        if losses.shape != (n,):
-            raise InputError(f"the loss of {n} samples has shape {list(losses.shape)}; [{n}] is needed")
-        (g,) = torch.autograd.grad(losses.sum(), z)
-    if len(bad := (logits.isnan() | ~g.isfinite()).any(1).nonzero()):
-        raise InputError(f"the logits or their gradients are NaN or infinite at positions {(bad[:, 0] + start).tolist()}")
-    return g
-
-
-def unrounded(logits: Tensor, layer: nn.Module | None, x: Tensor | None) -> Tensor:
-    """The logits in float64 where a last linear layer gave them from x: p - y loses as many digits by its rounding as by all before."""
-    if not isinstance(logits, Tensor) or not isinstance(layer, nn.Linear) or x is None:
-        return logits
-    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        rounded = [t if t is None else t.to(logits.dtype) for t in (x, layer.weight, layer.bias)]
-        same = F.linear(*rounded)
-        far = 4 * torch.finfo(torch.float32).eps * logits.abs().amax() if logits.dtype == torch.float32 and len(logits) else 0
-        if same.shape != logits.shape or not ((same - logits).abs() <= far).all():  # something follows the layer
-            return logits
-        return F.linear(*(t if t is None else t.double() for t in rounded))
+    def trust(self) -> Trust:
+        return trust(self.model, self.x, self.dtype)
 
 
 def last_of(calls: list[Call]) -> tuple[Any, Tensor | None]:
@@ -88,46 +60,124 @@ def last_layer(batch: Batch) -> Squares:
     g = batch.gradients(logits, *last_of(record.calls))
     if last is None or last.x is None or last.out is None or last.x.ndim != 2 or not torch.equal(last.out, logits):
         raise InputError("layers='last' needs a model that ends in a linear layer; layers='all' takes any model")
-    return {last.name: g.square().sum(1) * (last.x.double().square().sum(1) + (last.layer.bias is not None))}
+    squares = {last.name: g.square().sum(1) * (last.x.double().square().sum(1) + (last.layer.bias is not None))}
+    _check_last(batch, last, logits, g, squares)
+    return squares
 
 
-def scaled(g: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Gradients [n, C] over their largest element, in the format of the logits, so that no sample underflows; and these elements [n]."""
-    size = g.abs().amax(1)
-    return (g / size.clamp(min=torch.finfo(g.dtype).tiny)[:, None]).to(dtype), size
+def _check_last(batch: Batch, last: Call, logits: Tensor, g: Tensor, squares: Squares) -> None:
+    """Once for a way of running: the norms are those of the layer's own parameters, or `InputError`."""
+    known = batch.trust()
+    if last.name in known.graphs.setdefault("last", Seen()).right:
+        return
+    unit, size = scaled(g, logits.dtype)
+    own = [*last.layer.parameters(recurse=False)]
+    frozen = [p for p in own if not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        found = {last.name: squares[last.name] / size.square().clamp(min=1e-300)}
+        wrong = refuted(batch.alone(logits), unit, size, found, {last.name: own}, known.graphs["last"])
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+    if wrong:
+        del known.graphs["last"]
+        raise InputError(
+            f"layers='last': {last.name or 'the model'!r} is no plain linear layer at the end (a forward or a hook of its own, another use "
+            "of its weight, a change of its output): layers='all' takes any model"
+        )
+    known.graphs["last"].right.add(last.name)
 
 
 def all_layers(batch: Batch, *, seen: Look, backend: str, calls: dict[str, set[str]] | None = None) -> Squares:
-    """One forward and one backward. `calls`, if given, gets the parameters that each layer's call covers, where these are all there are."""
-    model, dtype, x = batch.model, batch.dtype, batch.x
+    """One forward and one backward. `calls`, if given, gets the parameters that each layer's call covers, where these are all there are.
+
+    What real samples do not confirm is done again by whole gradients, and so from then on.
+    """
+    if _narrowed(batch) and "wide" not in batch.trust().graphs:
+        _check_wide(batch, seen, backend)
+    while True:
+        squares, wrong = _pass(batch, seen, backend, calls)
+        if not wrong:
+            return squares
+        log.info("gradient norms of %s go by whole gradients: plain autograd gives others", ", ".join(sorted(wrong)))
+
+
+def _narrowed(batch: Batch) -> bool:
+    """Whether autocast runs wide parameters in a narrow format."""
+    low = torch.is_autocast_enabled(batch.x.device.type) if batch.dtype is None else batch.dtype != torch.float32
+    return low and all(p.dtype.itemsize > 2 for p in batch.model.parameters())
+
+
+def _check_wide(batch: Batch, seen: Look, backend: str) -> None:
+    """Check a few samples without autocast, whose rounding would hide much; what they refute is done without in narrow formats too."""
+    rows = spread_out(len(batch.x))
+    few = replace(batch, dtype=torch.float32, x=batch.x[rows], y=batch.y[rows])
+    all_layers(few, seen=seen, backend=backend)
+    wide, known = few.trust(), batch.trust()
+    known.copies |= wide.copies
+    known.plain |= wide.plain
+    known.graphs["wide"] = Seen(wrong=set[str]().union(*(s.wrong for s in wide.graphs.values())))
+
+
+def _pass(batch: Batch, seen: Look, backend: str, calls: dict[str, set[str]] | None) -> tuple[Squares, set[str]]:
+    """Squared norms, and the names of those that the check refutes."""
+    model, x, known = batch.model, batch.x, batch.trust()
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    copies = {name: spread(params[name], form, len(x)) for name, form in seen.copies.items()}
+    copies = {name: spread(params[name], form, len(x)) for name, form in seen.copies.items() if name not in known.copies}
     with recording(model, has_rule, backend) as record:
-        logits = run(model, x.clone(), dtype, copies)
+        logits = run(model, x.clone(), batch.dtype, copies)
     g = batch.gradients(logits, *last_of(record.calls))
     if not logits.requires_grad:
         raise InputError("the logits carry no gradient: the forward runs without autograd, or uses no parameter that requires one")
+    check_logits(batch.alone(logits), known)
     unit, size = scaled(g, logits.dtype)
-    uses = _uses(logits, [c for c in record.calls if c.out is None])
-    for c in record.calls:
-        if c.x is not None and c.x.shape[1:] in seen.shapes.get(c.name, ()) and c.out is None and len(c.x) == len(x):
-            own = {k for k, p in c.layer.named_parameters(recurse=False) if uses[p] == 2}
-            c.own = own if own <= {"weight", "bias"} and c.x._version == c.version else set()
-    found: Sequence[Tensor | None] = []
-    ends: list[Any] = [*copies.values(), *record.ends]
-    if ends:  # only gradients of layer outputs are propagated: down to the layers that come first, none of weights
-        with torch.autocast(x.device.type, enabled=False):
-            found = torch.autograd.grad(logits, ends, unit, allow_unused=True)
-    squares = {name: whole(g, len(x)) for name, g in zip(copies, found, strict=False) if g is not None}
-    squares |= {c.name: c.square for c in record.calls if c.square is not None}
-    covered = {id(p) for c in record.calls if c.square is not None for k, p in c.layer.named_parameters(recurse=False) if k in c.own}
-    left = {name: p for name, p in params.items() if id(p) not in covered and name not in copies}
+    graph = read(logits, record, len(x))
+    noted = known.graphs.setdefault(graph.key, Seen())
+    wrong = noted.wrong | known.graphs.get("wide", noted).wrong
+    _choose(record, graph, seen, wrong, len(x))
+    squares = _propagated(record, copies, logits, unit, len(x))
+    covered = {
+        id(p): c.name for c in record.calls if c.square is not None for k, p in c.layer.named_parameters(recurse=False) if k in c.own
+    }
+    left = {name: p for name, p in params.items() if id(p) not in covered and name not in copies and id(p) in graph.met}
+    unmet = [name for name, p in params.items() if id(p) not in graph.met | covered.keys() and name not in copies]
     if left:
         log.info("gradient norms of %s by torch.func: no rule for these parameters", ", ".join(left))
-        squares |= _by_sample(model, dtype, x, unit, left)
+        squares |= _by_sample(batch, logits, unit, size, left)
     elif calls is not None:
         calls |= {c.name: c.own for c in record.calls if c.square is not None}
-    return {name: s.double() * size.square() for name, s in squares.items()}
+    groups: dict[str, list[Tensor]] = {name: [params[name]] for name in (*copies, *left) if name in squares}
+    for p in params.values():
+        if id(p) in covered:
+            groups.setdefault(covered[id(p)], []).append(p)
+    done = {name: s for name, s in squares.items() if not (known.plain and name in left)}
+    refused = refuted(batch.alone(logits), unit, size, done, {name: groups[name] for name in done}, noted)
+    known.copies |= refused & copies.keys()
+    known.plain |= bool(refused & left.keys())
+    squares |= {name: size.new_zeros(len(x)) for name in unmet}
+    return {name: s.double() * size.square() for name, s in squares.items()}, refused
+
+
+def _choose(record: Record, graph: Graph, seen: Look, wrong: set[str], n: int) -> None:
+    """Note in each call which parameters its rule may answer for: calls of one row a sample, that are the parameters' only use."""
+    for i, c in enumerate(record.calls):
+        rows = c.x is not None and c.x.ndim > 0 and len(c.x) == n and c.x.shape[1:] in seen.shapes.get(c.name, ())
+        if rows and c.x is not None and c.out is None and c.name not in wrong and i not in graph.exposed:
+            own = {k for k, p in c.layer.named_parameters(recurse=False) if graph.uses[p] == 2}
+            c.own = own if own <= {"weight", "bias"} and c.x._version == c.version else set()
+
+
+def _propagated(record: Record, copies: dict[str, Tensor], logits: Tensor, unit: Tensor, n: int) -> Squares:
+    """Squared norms of copies and of calls from one backward: gradients of layer outputs, down to the layers that come first."""
+    found: Sequence[Tensor | None] = []
+    ends: list[Any] = [*copies.values(), *record.ends]
+    if ends and (copies or any(c.own for c in record.calls)):
+        with torch.autocast(logits.device.type, enabled=False):
+            found = torch.autograd.grad(logits, ends, unit, allow_unused=True)
+    squares = {name: whole(g, n) for name, g in zip(copies, found, strict=False) if g is not None}
+    return squares | {c.name: c.square for c in record.calls if c.square is not None}
 
 
 def whole(g: Tensor, n: int) -> Tensor:
@@ -135,37 +185,28 @@ def whole(g: Tensor, n: int) -> Tensor:
     return g.reshape(n, -1).to(torch.promote_types(g.dtype, torch.float32)).square().sum(1)
 
 
-def _uses(logits: Tensor, calls: list[Call]) -> Counter[Tensor]:
-    """How often each parameter is met in the graph, plus how often in `calls`: 2 where one call is its only use."""
-    uses: Counter[Tensor] = Counter(p for c in calls for p in c.layer.parameters(recurse=False))
-    seen, todo = set(), [logits.grad_fn]
-    while todo:
-        for node, _ in getattr(todo.pop(), "next_functions", ()):
-            if hasattr(node, "variable"):
-                uses[node.variable] += 1
-            elif node not in seen:
-                seen.add(node)
-                todo.append(node)
-    return uses
-
-
-def _by_sample(model: nn.Module, dtype: torch.dtype | None, x: Tensor, unit: Tensor, params: dict[str, nn.Parameter]) -> Squares:
-    """Squared norms [n] of `params` from whole gradients, vmapped over as many samples as fit, or one by one."""
+def _by_sample(batch: Batch, logits: Tensor, unit: Tensor, size: Tensor, params: dict[str, nn.Parameter]) -> Squares:
+    """Squared norms [n] of `params` from whole gradients, vmapped over as many samples as fit, or one by one; in units of `size`^2."""
+    model, dtype, x = batch.model, batch.dtype, batch.x
 
     def squares(image: Tensor, g: Tensor) -> Squares:
         at = {name: p.detach() for name, p in params.items()}
-        grads = grad(lambda values: (run(partial(functional_call, model, values), image[None].clone(), dtype)[0] * g).sum())(at)
-        return {name: v.double().square().sum() for name, v in grads.items()}
+
+        def along(values: dict[str, Tensor]) -> Tensor:
+            z: Tensor = run(partial(functional_call, model, values), image[None].clone(), dtype)
+            return (z.reshape(g.shape) * g).sum()
+
+        return {name: v.double().square().sum() for name, v in grad(along)(at).items()}
 
     rows = max(1, 8 * TORCH_FLOATS // sum(p.numel() for p in params.values()))
-    try:
-        with torch.no_grad():
-            return vmap(squares, chunk_size=rows)(x, unit)
-    except RuntimeError as error:
-        log.info("the model cannot be vmapped (%s): one sample at a time", first_line(error))
-    result = {name: unit.new_zeros(len(x), dtype=torch.float64) for name in params}
-    for i in range(len(x)):
-        logits = run(model, x[i : i + 1].clone(), dtype)
-        for name, v in zip(params, torch.autograd.grad(logits, [*params.values()], unit[i : i + 1], materialize_grads=True), strict=True):
-            result[name][i] = v.double().square().sum()
-    return result
+    if not batch.trust().plain:
+        try:
+            with torch.no_grad():
+                return vmap(squares, chunk_size=rows)(x, unit)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            log.info("the model cannot be vmapped (%s): one sample at a time", first_line(error))
+            batch.trust().plain = True
+    alone, groups = batch.alone(logits), {name: [p] for name, p in params.items()}
+    found = [alone.squares(i, unit[i], size[i], groups) for i in range(len(x))]
+    scale = size.square().clamp(min=1e-300)
+    return {name: size.new_tensor([f[name] for f in found]) / scale for name in params}

@@ -23,7 +23,12 @@ Rule = Callable[[Any, Tensor, Tensor, Collection[str], str], Tensor]
 
 def has_rule(m: nn.Module) -> bool:
     plain = getattr(m, "max_norm", None) is None and not getattr(m, "scale_grad_by_freq", False)  # an embedding's options
-    return plain and type(m) in RULES and any(p.requires_grad for p in m.parameters(recurse=False))
+    return plain and _rule(type(m)) is not None and any(p.requires_grad for p in m.parameters(recurse=False))
+
+
+def _rule(kind: type[nn.Module]) -> Rule | None:
+    """That of the class or of the nearest it is made from: whether a subclass computes the same, its norms on real samples must show."""
+    return next((RULES[k] for k in kind.__mro__ if k in RULES), None)
 
 
 def layer_sqnorm(layer: nn.Module, x: Tensor, g: Tensor, own: Collection[str], backend: str) -> Tensor:
@@ -31,7 +36,10 @@ def layer_sqnorm(layer: nn.Module, x: Tensor, g: Tensor, own: Collection[str], b
     x = x.to(g.dtype) if x.is_floating_point() else x  # under autocast the layer rounded its input itself
     if g.dtype == torch.float16:
         x, g = (t.float() if t.is_floating_point() else t for t in (x, g))
-    return RULES[type(layer)](layer, x, g, own, backend)
+    rule = _rule(type(layer))
+    if rule is None:
+        raise TypeError(f"no rule for {type(layer).__name__}")
+    return rule(layer, x, g, own, backend)
 
 
 GRAM_FACTOR, GRAM_SHIFT = 1.2, 10.0  # fitted by bench/gram_rule.py: a Gram's multiply-add over a direct one's; one of the shifted sums
@@ -180,6 +188,8 @@ def _standardised(x: Tensor, g: Tensor, own: Collection[str], backend: str) -> T
 
 
 def _layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor, own: Collection[str], backend: str) -> Tensor:
+    if type(layer) is not nn.LayerNorm and x.ndim == 4 and x.shape[1:2] == layer.normalized_shape != x.shape[3:]:
+        x, g = x.movedim(1, -1), g.movedim(1, -1)  # a subclass over the channels of maps, as ConvNeXt has it
     x, g = F.layer_norm(_wide(x), layer.normalized_shape, eps=layer.eps), _wide(g)
     dims = tuple(range(1, g.ndim - len(layer.normalized_shape)))
     return sum((_sum_sqnorm(x * g if name == "weight" else g, dims) for name in own), g.new_zeros(len(g)))

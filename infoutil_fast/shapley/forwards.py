@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 # the maps leave its cache (ResNet-18 at 224 px: 32 to 64 forwards were best, ConvNet-3 at 32 px 256).
 ROWS = {"cpu": 256, "cuda": 2048}
 MEMORY = {"cpu": 64 << 20, "cuda": 4 << 30}
+CHECKED = 4  # coalitions of a call's first image
+CHECK = {torch.float32: 2e-4, torch.bfloat16: 0.15}  # relative difference from the model one by one that rounding may make
+CHECK_CUDA = {torch.float32: 1e-2, torch.bfloat16: 0.15}  # where TF32 rounds
 PROBE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # relative difference that rounding may make
 
 
@@ -55,6 +59,8 @@ class Forwards:
         self.buffers: dict[str, Tensor] = {}
         self.shown: tuple[Tensor, Tensor] | None = None  # the last masks, and their patterns
         self.compiled = False
+        self.form = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), dtype)
+        self.witness: nn.Module | None = model  # what the net must agree with, until it has been checked on real images
         self.split: Split | None
         self.split, bytes_a_row, self.how = self._prepare(coalitions, reuse)
         kind = image.device.type if image.device.type in ROWS else "cpu"
@@ -70,6 +76,7 @@ class Forwards:
         graph = tracing.traced(getattr(self.model, "_orig_mod", self.model))  # of torch.compile
         if isinstance(graph, str):
             return None, 64 * self.image.numel() * 4, f"plain forwards of the model itself: {graph}"
+        self.witness = copy.deepcopy(getattr(self.model, "_orig_mod", self.model)).float().eval()
         graph.float()
         tracing.fold(graph)
         try:
@@ -100,7 +107,7 @@ class Forwards:
         """Outputs of the net, from one forward of the whole."""
         found, self.split = self.split, None
         try:
-            masks = torch.ones(1, self._d(), dtype=torch.bool, device=self.image.device)
+            masks = torch.ones(2, self._d(), dtype=torch.bool, device=self.image.device)
             return self(self.image, masks, 0.0).shape[2]
         except InputError:
             raise
@@ -120,11 +127,57 @@ class Forwards:
         by_split = self(image, masks, 0.0)
         self.split = None
         plain = self(image, masks, 0.0)
-        error = float((by_split - plain).norm() / plain.norm().clamp(min=1e-12))
+        error = apart(by_split, plain)
         if error < PROBE[self.dtype]:
             self.split = found
         else:
             self.how = f"plain forwards, batch norms folded: a probe of the split was off by {error:.1e}"
+
+    def check(self, images: Tensor, fill: float | Tensor, masks: Tensor) -> Forwards:
+        """Once: a few coalitions [M, d] of the first image by what runs and, one by one, by the model as it was. Where they differ, it runs.
+
+        `InputError` where the model's own logits of a coalition depend on those beside it.
+        """
+        if self.witness is None or not len(images) or not len(masks):
+            return self
+        witness, self.witness = self.witness, None
+        rows = torch.linspace(0, len(masks) - 1, min(CHECKED, len(masks)), device=masks.device).long()
+        image, shown = images[:1], by_image(fill, lambda given: given[:1])
+        found = self(image, masks, shown)[0, rows] if self.compiled else self(image, masks[rows], shown)[0]
+        asis = witness is self.model
+        with evaluating(witness), torch.inference_mode(), autocast(image.device, self.dtype if asis else torch.float32):
+            x = self._masked(image, masks[rows], shown).to(self.form if asis else torch.float32)
+            alone = torch.cat([self._logits(witness, row[None]) for row in x]).float()
+            near = (CHECK_CUDA if x.is_cuda else CHECK)[torch.bfloat16 if self.form.itemsize < 4 else self.dtype]
+            if (off := apart(found, alone)) < near:
+                return self
+            together = self._logits(witness, x).float()
+        if (mixed := apart(together, alone)) > 10 * near:
+            raise InputError(
+                f"the logits of an image change by {mixed:.0%} with those beside it in a call, or from call to call: the model mixes samples "
+                "(statistics of the batch) or draws at random, so a coalition has no payoff of its own"
+            )
+        if not asis:
+            self._give_up(f"what was traced was off by {off:.1e} on the first image")
+        return self
+
+    def _give_up(self, why: str) -> None:
+        """Run the model itself from now on."""
+        self.net, self.split, self.casts, self.compiled = self.model, None, False, False
+        self.how = f"plain forwards of the model itself: {why}"
+        log.warning("patch_shapley: %s", self.how)
+        self.buffers.clear()
+
+    def _logits(self, net: Callable[..., Any], *inputs: Tensor) -> Tensor:
+        """[n, K] of n rows; two equal ones stand for one that alone would lose its dimension, and a number a row is one logit."""
+        found, n = net(*inputs), len(inputs[0])
+        if isinstance(found, Tensor) and found.ndim == 1 and n == 1:
+            return self._logits(net, *(torch.cat([t, t]) for t in inputs))[:1]
+        found = found[:, None] if isinstance(found, Tensor) and found.shape == (n,) else found
+        if not isinstance(found, Tensor) or found.ndim != 2:
+            what = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise InputError(f"the model must give logits [N, classes], not {what}")
+        return found
 
     def _compile(self, coalitions: int) -> None:
         """Compile what runs; where that fails, say so and go on without."""
@@ -177,13 +230,11 @@ class Forwards:
         maps = self._front(images, fill) if self.split is not None else ()
         for part in (masks if self.split is None else self._index(masks)).split(step):
             if self.split is None:
-                found = self.net(self._masked(images, part, fill))
+                x = self._masked(images, part, fill)
+                found = self._logits(self.net, x.to(self.form) if self.net is self.model else x)
             else:
                 out = [self._buffer(f"map{i}", B * len(part), shape) for i, shape in enumerate(self.split.shapes)]
-                found = self.back(*self.split.assemble(maps, B, part, out, self.backend))
-            if not isinstance(found, Tensor) or found.ndim != 2:
-                what = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-                raise InputError(f"the model must give logits [N, classes], not {what}")
+                found = self._logits(self.back, *self.split.assemble(maps, B, part, out, self.backend))
             # A copy: the memory of a compiled net's output is its own (CUDA graphs), and the next run writes there.
             logits.append(found.to(torch.float32, copy=self.compiled).unflatten(0, (B, -1)))
         return torch.cat(logits, 1)
@@ -221,6 +272,14 @@ class Forwards:
             have = torch.empty(n, *shape, dtype=self.dtype, device=self.image.device, memory_format=torch.channels_last)
             self.buffers[name] = have
         return have[:n]
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """Relative difference of logits; what is infinite or no number must be so in both."""
+    a, b = a.double(), b.double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    largest = b.nan_to_num(0, 0, 0).norm().clamp(min=1e-12)
+    return float((a - b).masked_fill(same, 0).nan_to_num(float("inf"), float("inf"), float("inf")).norm() / largest)
 
 
 def _repeated(tensor: Tensor, n: int) -> Tensor:

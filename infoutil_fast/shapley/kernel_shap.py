@@ -32,12 +32,19 @@ class KernelShap:
     Unlike Captum: rows of all the images share the model calls; the fit is in float64, without scikit-learn (Captum's is in
     float32, where rounding errors pass for a direction of their own once features are many and samples fewer); draws come
     from `generator`; an element that is left out shows its baseline even where the input is NaN; results stay on the device.
+    Captum's `NoiseTunnel` takes it as it takes Captum's own.
     """
 
-    def __init__(self, forward_func: Callable[..., Tensor]) -> None:
+    multiplies_by_inputs = False  # asked for by NoiseTunnel, as the next is
+
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
         self.forward_func = forward_func
 
+    def has_convergence_delta(self) -> bool:
+        return False
+
     @torch.no_grad()
+    @torch.no_grad()  # twice: NoiseTunnel calls what the outer one wraps
     def attribute(
         self,
         inputs: T,
@@ -46,7 +53,7 @@ class KernelShap:
         additional_forward_args: Any = None,
         feature_mask: Tensor | tuple[Tensor, ...] | None = None,
         n_samples: int = 25,
-        perturbations_per_eval: int = 1,
+        perturbations_per_eval: int | None = None,
         return_input_shape: bool = True,
         show_progress: bool = False,
         *,
@@ -57,14 +64,15 @@ class KernelShap:
         inputs: [N, ...], or a tuple of them, which the model takes one after the other.
         baselines: what a feature shows when it is left out; a number or a tensor that broadcasts to the input, one for each
         input; None is 0. target: None, an index (int, or tuple for more output dimensions), or N of them (tensor or list).
-        additional_forward_args: passed on; a tensor with N rows goes row by row, anything else as it is.
+        additional_forward_args: passed on; a tensor or a list with N rows goes row by row, anything else as it is.
         feature_mask: ids 0 to M - 1 that broadcast to the input, for all examples or [N, ...] for each; a tuple shares its ids.
         None: every element is a feature. n_samples: evaluations of an example, the full and the empty coalition among them.
-        perturbations_per_eval: the most rows in one model call; 1, the default, means 'choose': 32 on the CPU, 256 elsewhere.
+        perturbations_per_eval: the most rows in one model call; None chooses: 32 on the CPU, 256 elsewhere. With 1, as Captum has it by
+        default, the model sees one row at a time and may give one number for it: a float, or a tensor [] or [1].
         generator: of the coalitions, drawn anew for every example; None is torch's own CPU generator.
 
         Raises `InputError` for shapes, ids or targets that do not fit, n_samples below 3, fewer than 2 features, or a model
-        that does not give one value an example (a loss over the batch). An empty batch gives an empty result.
+        that does not give one value an example (a loss over the batch), or gives NaN or infinity. An empty batch gives an empty result.
         """
         xs = _examples(inputs)
         N, device = len(xs[0]), xs[0].device
@@ -72,16 +80,16 @@ class KernelShap:
         players = [_Input(*one) for one in zip(*_baselines(xs, baselines), ids, strict=True)]
         index = _target(target, N)
         extra = additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
-        if n_samples < 3 or perturbations_per_eval < 1 or (N and M < 2):
+        rows = _ROWS.get(device.type, 256) if perturbations_per_eval is None else perturbations_per_eval
+        if n_samples < 3 or rows < 1 or (N and M < 2):
             raise InputError(
                 "KernelShap needs n_samples of 3 or more, perturbations_per_eval of 1 or more and 2 features or more, "
                 f"not {n_samples}, {perturbations_per_eval} and {M}"
             )
-        rows = perturbations_per_eval if perturbations_per_eval > 1 else _ROWS.get(device.type, 256)
         game = _Game(self.forward_func, players, () if additional_forward_args is None else extra, index, rows)
         phi = torch.zeros(N, M)
         step = max(1, _AT_ONCE // (n_samples * max(M, 1)))  # examples
-        with tqdm(total=N * n_samples, desc="kernel shap", disable=None if show_progress else True) as bar:
+        with tqdm(total=N * n_samples, desc="kernel shap", disable=not show_progress) as bar:
             for start in range(0, N, step):
                 masks = draw(min(step, N - start), n_samples, M, generator)
                 phi[start : start + step] = solve(masks, game.values(masks.to(device), start, bar))
@@ -142,7 +150,7 @@ class _Input:
 class _Game:
     """The payoff of any coalition of any example."""
 
-    forward_func: Callable[..., Tensor]
+    forward_func: Callable[..., Any]
     players: Sequence[_Input]
     extra: tuple[Any, ...]
     index: Tensor | None  # [1 or N, k] int64, on the CPU
@@ -161,7 +169,7 @@ class _Game:
                 for player, buffer in zip(self.players, buffers, strict=True):
                     player.show(masks[i, first - i * n : last - i * n], start + i, buffer[first - low : last - low])
             example = start + torch.arange(low, high) // n
-            extra = [a[example.to(a.device)] if isinstance(a, Tensor) and a.ndim and len(a) == N else a for a in self.extra]
+            extra = [_rows_of(a, example, N) for a in self.extra]
             out = self.forward_func(*(buffer[: high - low] for buffer in buffers), *extra)
             parts.append(self._payoff(out, example))
             bar.update(high - low)
@@ -170,9 +178,14 @@ class _Game:
     def _payoff(self, out: Tensor, example: Tensor) -> Tensor:
         """One value a row, [R], of the model's output [R, ...]."""
         R = len(example)
+        if R == 1 and (isinstance(out, Number) or (isinstance(out, Tensor) and not out.ndim)):
+            out = torch.as_tensor(out).reshape(1)
         if not isinstance(out, Tensor) or not out.ndim or len(out) != R:
             got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-            raise InputError(f"the model must give [N, ...] for N examples, not {got} for {R}: a value for the whole batch cannot be used")
+            raise InputError(
+                f"the model must give [N, ...] for N examples, not {got} for {R}: a value for the whole batch cannot be used "
+                "(with perturbations_per_eval=1 a call has one example, and one number will do)"
+            )
         if self.index is not None:
             sizes = torch.tensor(out.shape[1:])
             k = self.index.shape[1]
@@ -185,7 +198,17 @@ class _Game:
         if out.numel() != R:
             left = "without a target" if self.index is None else "with this target"
             raise InputError(f"{left} the model gives shape {tuple(out.shape)} for {R} examples: one value for each is needed")
+        bad = example[~out.detach().reshape(R).isfinite().cpu()].unique()
+        if len(bad):
+            raise InputError(f"the model gives NaN or infinity for the examples {bad.tolist()[:8]}, whole or with features left out")
         return out.reshape(R).clone()  # it may be a view of the buffer
+
+
+def _rows_of(given: Any, example: Tensor, N: int) -> Any:
+    """Of a further argument with a row, or a thing in a list, for each of N examples, those of `example`; any other as it is."""
+    if isinstance(given, list) and len(given) == N:
+        return [given[i] for i in example.tolist()]
+    return given[example.to(given.device)] if isinstance(given, Tensor) and given.ndim and len(given) == N else given
 
 
 def _row(a: Tensor, i: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from infoutil_fast.runtime.device import native_bfloat16
+from infoutil_fast.runtime.statistics import keeps_apart
 from infoutil_fast.shapley.designs import border_hadamard, plan
 from infoutil_fast.shapley.forwards import PROBE, Forwards, by_image
 from infoutil_fast.shapley.hadamard import order
@@ -21,7 +22,7 @@ from infoutil_fast.types import Coalitions, InputError, one_of
 
 log = logging.getLogger(__name__)
 
-# logits [n, K] float64, classes [n, 1] -> payoff [n, 1]
+# logits [n, K] float64, classes [n, 1] -> payoff [n, 1]; one logit (K = 1) is that of a yes or no, against a no at 0
 PAYOFFS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "logit": lambda z, t: z.gather(1, t),
     "log_probability": lambda z, t: z.gather(1, t) - z.logsumexp(1, keepdim=True),
@@ -68,6 +69,7 @@ class PatchShapley:
             raise InputError(f"shape must be (channels, height, width) of an image, not {tuple(shape)}")
         if batch is not None and batch < 1:
             raise InputError(f"batch must be at least 1 forward, not {batch}")
+        keeps_apart(model)
         self.model, self.shape, self.payoff, self.fill, self.generator = model, tuple(shape), payoff, fill, generator
         self.device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         self.patches, self.result = _players(self.shape, grid, feature_mask, _token(model) if align is None else align)
@@ -117,10 +119,11 @@ class PatchShapley:
         progress: bool = False,
     ) -> Any:
         """Maps float32 [N, rows, cols] ([N, d] with a feature mask), and with `return_error` a pair with the errors [N]."""
-        fill = self.fill if fill is None else fill
         self._check(images, targets, return_error, target_error)
+        fill = _fill(self.fill if fill is None else fill, images)
         with self._alone(), tqdm(total=len(images), desc="shapley", disable=None if progress else True) as bar:
             forwards = self._with(self._choose(images, targets, fill))
+            forwards.check(images, fill, self.coalitions.masks)
             maps, errors, spent = [], [], []
             at_once = 1 if self.redrawn else forwards.group(len(self.coalitions.masks))
             for i in range(0, len(images), at_once):
@@ -145,8 +148,11 @@ class PatchShapley:
         """What the maps are made of: logits [N, M, K] float32 of images [N, C, H, W] under masks [M, d], by default the plan's own."""
         masks = self.coalitions.masks if masks is None else masks.to(self.device)
         with self._alone():
-            forwards = self._with(dtype)
-            parts = [forwards(part, masks, self.fill) for part in images.split(forwards.group(len(masks)))]
+            forwards, fill = self._with(dtype), _fill(self.fill, images)
+            forwards.check(images, fill, masks)
+            size = forwards.group(len(masks))
+            starts = range(0, len(images), size)
+            parts = [forwards(images[i : i + size], masks, by_image(fill, operator.itemgetter(slice(i, i + size)))) for i in starts]
         return torch.cat(parts)
 
     def _maps(
@@ -157,6 +163,8 @@ class PatchShapley:
         def values(which: Tensor, masks: Tensor) -> Tensor:
             z = forwards(images[which], masks, by_image(fill, operator.itemgetter(which))).double()  # [b, M, K]
             t = targets[which].repeat_interleave(z.shape[1])[:, None]
+            if z.shape[2] == 1 and self.payoff != "logit":
+                z = torch.cat([z, torch.zeros_like(z)], 2)  # the softmax of (z, 0) is the sigmoid of z
             return PAYOFFS[self.payoff](z.flatten(0, 1), t).view(len(z), -1)
 
         every = torch.arange(len(images), device=images.device)
@@ -186,7 +194,7 @@ class PatchShapley:
             return torch.float32
         shown = by_image(fill, operator.itemgetter(slice(1)))
         exact, short = (
-            self._maps(self._with(dtype), images[:1], targets[:1], shown, self.coalitions, None)
+            self._maps(self._with(dtype).check(images, fill, self.coalitions.masks), images[:1], targets[:1], shown, self.coalitions, None)
             for dtype in (torch.float32, torch.bfloat16)
         )
         moved = (short[0] - exact[0]).square().sum(1) / (exact[0] - exact[0].mean(1, keepdim=True)).square().sum(1).clamp(min=1e-300)
@@ -237,6 +245,17 @@ def read_out(values: Tensor, coalitions: Coalitions) -> tuple[Tensor, Tensor]:
     squared = torch.einsum("bm,kdm->bkd", values, coalitions.spread).square().sum((1, 2))
     seen = (phi - phi.mean(1, keepdim=True)).square().sum(1)  # what is there, and the error
     return phi, squared / torch.maximum(seen - squared, squared).clamp(min=1e-300)
+
+
+def _fill(fill: float | Tensor, images: Tensor) -> float | Tensor:
+    """A number, [C], [C, H, W], or a row for each image [N, C, H, W]; one row [1, C, H, W] is for all of them, as Captum's baselines."""
+    if not isinstance(fill, Tensor) or not fill.ndim:
+        return float(fill)
+    C, H, W = images.shape[1:]
+    fill = fill[0] if fill.ndim == 4 and len(fill) == 1 else fill
+    if tuple(fill.shape) not in ((C,), (C, H, W), tuple(images.shape)):
+        raise InputError(f"fill must be a number, [{C}], {[C, H, W]} or {list(images.shape)}, not {list(fill.shape)}")
+    return fill.to(images.device)
 
 
 def _players(
@@ -302,15 +321,17 @@ def patch_shapley(
     """Shapley value of every patch of a grid for the payoff of each image's target class (Shapley 1953; InfoUtil, ICLR 2026, Eq. 4).
 
     Args:
-        model: gives logits [N, classes]. It runs in eval mode, on a copy where it can be traced, and is left as it was.
+        model: gives logits [N, classes]. It runs in eval mode, on a copy where it can be traced, and is left as it was. What was traced,
+            folded and split is checked on the first image of the call against the model: where they differ, it runs as it is, with a message.
         images: [N, C, H, W] float32 or bfloat16, normalised as the model wants them, on its device.
         targets: [N] int64 class numbers.
         grid: patches a side, or (rows, columns). Pixel (y, x) lies in patch (y * rows // H, x * columns // W).
         design: "border_hadamard" (fixed coalitions, most accurate for its cost), "leverage", "kernel", "permutation", "captum" (its
             sampling and solve, drawn for every image), "exact" (all 2^d), or `Coalitions` of your own.
         evaluations: forwards an image, at most; None is the design's own number, 64 for 16 patches.
-        payoff: "logit" of the target, "log_probability", "probability" or "log_odds".
-        fill: what an absent patch shows: a number, [C], [C, H, W] or [N, C, H, W]; 0 is the mean colour of normalised images.
+        payoff: "logit" of the target, "log_probability", "probability" or "log_odds". Of a model with one logit (target 0) the probability
+            is its sigmoid.
+        fill: what an absent patch shows: a number, [C], [C, H, W], [1, C, H, W] or [N, C, H, W]; 0 is the mean colour of normalised images.
         feature_mask: instead of a grid, the patch number of each pixel, [H, W] or [C, H, W], 0 to d - 1; the result is [N, d].
         align: pixels whose multiples the borders of the grid keep to, so that no token is half masked; None: the token's side of a vision
             transformer (first convolution with stride = kernel >= 8), else 1.

@@ -86,6 +86,9 @@ def traced(model: nn.Module) -> fx.GraphModule | str:
     hooked = [name or "the model itself" for name, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
     if hooked:
         return f"forward hooks on {hooked[0]}"
+    replaced = [name or "the model itself" for name, m in model.named_modules() if "forward" in vars(m)]
+    if replaced:
+        return f"the forward of {replaced[0]} has been replaced"
     try:
         return fx.symbolic_trace(_OfImages(copy.deepcopy(model)).eval())
     except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, NotImplementedError, AssertionError) as error:

@@ -374,7 +374,7 @@ WAYS = [
 ]
 
 
-BY_SAMPLE = {*WAYS} - {"in place", "slice in place"}  # neither a rule nor copies for all of their parameters
+BY_SAMPLE = {*WAYS} - {"in place", "slice in place", "detached"}  # neither a rule nor copies for all of the parameters that are used
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -448,8 +448,9 @@ def test_dtype_is_that_of_the_forward(dtype: torch.dtype) -> None:
     model, images, targets = build("convnet2-w16", CLASSES, 8), torch.randn(5, 3, 8, 8), torch.randint(0, CLASSES, (5,))
     model[0].register_forward_hook(lambda m, args, out: seen.append(out.dtype))
     expected = total(whole_gradients(model, images, targets))
-    seen.clear()
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):  # what is asked for goes before what is outside
+        grad_norms(model, images, targets, dtype=dtype)  # whose first look checks a few samples in float32
+        seen.clear()
         error = (grad_norms(model, images, targets, dtype=dtype) / expected - 1).abs().max()
     assert set(seen) == {dtype}
     assert error < TOLERANCES[dtype]
