@@ -127,40 +127,11 @@ def teachers(study: Study, source: Source) -> dict[str, str]:
 
 def measured(study: Study, source: Source, roles: dict[str, str], cell: Cell) -> dict[str, Any]:
     """Make the cell's set where it is not there yet, train its student, test it once."""
-    grid, row = study.grid, cell.row
     kind, _, role = cell.labels.partition(":")
-    name = "".join(c if c.isalnum() else "-" for c in row.name)
-    path = study.out / "sets" / f"{name}-ipc{cell.ipc}-seed{cell.seed}{'-' + role if role else ''}"
-    options: dict[str, Any] = {"pool": 300, **row.options, "ipc": cell.ipc, "seed": cell.seed}
-    options["pool"] = pool(options["pool"], cell.ipc, options.get("factor", 1))
     start = time.perf_counter()
-    distill(
-        source,
-        roles[""],
-        path,
-        score_teacher=roles[row.scorer] if row.scorer else None,
-        label_teacher=roles[role] if role else None,
-        progress=False,
-        **study.how(),
-        **options,
-    )
-    seconds = round(time.perf_counter() - start, 1)
-    pieces = store.read_meta(path)["factor"] ** 2 if row.tiles else 1
-    found = evaluate(
-        path,
-        student=grid.student,
-        seeds=1,
-        seed=cell.seed,
-        labels=kind,
-        recipe=grid.recipe,
-        source=source,
-        epochs=max(1, round(grid.epochs / pieces)),
-        tiles="split" if row.tiles else "mosaic",
-        progress=False,
-        **study.how(),
-        **grid.changes,
-    )
-    meta = store.read_meta(path)
+    path = made(study, source, roles, cell, role)
+    seconds, meta = round(time.perf_counter() - start, 1), store.read_meta(path)
+    found = judged(study, source, cell, path, kind)
     return {
         "accuracy": found["last"][0],
         "steps": found["steps"],
@@ -175,6 +146,27 @@ def measured(study: Study, source: Source, roles: dict[str, str], cell: Cell) ->
         "dtype": found["dtype"],
         **provenance(choose_device(study.device), study.command),
     }
+
+
+def made(study: Study, source: Source, roles: dict[str, str], cell: Cell, role: str) -> Path:
+    """The cell's set, labelled by the net of a role; the teacher's own where that is empty."""
+    row = cell.row
+    name = "".join(c if c.isalnum() else "-" for c in row.name)
+    path = study.out / "sets" / f"{name}-ipc{cell.ipc}-seed{cell.seed}{'-' + role if role else ''}"
+    options: dict[str, Any] = {"pool": 300, **row.options, "ipc": cell.ipc, "seed": cell.seed}
+    options["pool"] = pool(options["pool"], cell.ipc, options.get("factor", 1))
+    others: dict[str, Any] = {"score_teacher": roles[row.scorer] if row.scorer else None, "label_teacher": roles[role] if role else None}
+    return distill(source, roles[""], path, progress=False, **others, **study.how(), **options)
+
+
+def judged(study: Study, source: Source, cell: Cell, path: Path, kind: str) -> dict[str, Any]:
+    """The row of `evaluate` for one student; tiles that are taken apart make an epoch longer, so that fewer give as many steps."""
+    grid, tiles = study.grid, cell.row.tiles
+    pieces = store.read_meta(path)["factor"] ** 2 if tiles else 1
+    asked = {"labels": kind, "recipe": grid.recipe, "epochs": max(1, round(grid.epochs / pieces)), "tiles": "split" if tiles else "mosaic"}
+    return evaluate(
+        path, student=grid.student, seeds=1, seed=cell.seed, source=source, progress=False, **{**study.how(), **asked, **grid.changes}
+    )
 
 
 def pool(asked: int, ipc: int, factor: int) -> int:

@@ -26,6 +26,7 @@ from infoutil_fast.pixels import augment
 from infoutil_fast.pixels.views import normalise
 from infoutil_fast.runtime.device import autocast
 from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.runtime.rows import as_lines
 from infoutil_fast.types import InputError, one_of
 
 log = logging.getLogger(__name__)
@@ -108,16 +109,7 @@ def teach(
     A run cut short goes on after its last whole epoch and ends with the same weights (same device, dtype and threads).
     Returns the last line of the log. Raises `InputError` when `out` holds another recipe's run.
     """
-    one_of("schedule", recipe.schedule, ("onecycle", "constant"))
-    out = Path(out)
-    for name in ("epochs", "batch"):
-        if getattr(recipe, name) < 1:
-            raise InputError(f"{name} must be at least 1, not {getattr(recipe, name)}")
-    if recipe.imagenet_stats:
-        source = replace(source, mean=IMAGENET[0], std=IMAGENET[1])
-    size = recipe.size or source.size
-    if (recipe.start_size or recipe.train_size) and recipe.net.startswith("conv"):
-        raise InputError(f"{recipe.net} has a linear layer for {size} px only: other sides need a net with global pooling (resnet18)")
+    out, source, size = Path(out), _checked(source, recipe), recipe.size or source.size
     torch.manual_seed(recipe.seed)
     net = nets.build(recipe.net, len(source.classes), size).to(device)
     optimiser = sgd(net, recipe.lr, recipe.weight_decay)
@@ -136,25 +128,33 @@ def teach(
     for epoch in bar:
         start = time.perf_counter()
         loss = one_epoch(net.train(), optimiser, images, source, recipe, epoch, size, dtype)
-        trained = time.perf_counter() - start
-        named = epoch + 1 in recipe.save_epochs or epoch + 1 == recipe.epochs
-        order = np.random.default_rng(epoch).permutation(len(held_out.labels))[: None if named else 1000]
+        trained, last = time.perf_counter() - start, epoch + 1 == recipe.epochs
+        order = np.random.default_rng(epoch).permutation(len(held_out.labels))
+        order = order if last or epoch + 1 in recipe.save_epochs else order[:1000]
         net.eval()
-        right = accuracy(predict, held_out.batches(order, 256))
-        history.append(
-            {"epoch": epoch + 1, "loss": round(loss, 4), "accuracy": round(right, 4), "images": len(order), "seconds": round(trained, 1)}
-        )
+        right = round(accuracy(predict, held_out.batches(order, 256)), 4)
+        history.append({"epoch": epoch + 1, "loss": round(loss, 4), "accuracy": right, "images": len(order), "seconds": round(trained, 1)})
         bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{right:.1%}")
         log.info("epoch %d of %d: %s", epoch + 1, recipe.epochs, history[-1])
-        facts = Facts(recipe.net, size, source.mean, source.std, source.classes, epoch + 1, round(right, 4))
-        if epoch + 1 in recipe.save_epochs:
-            save_checkpoint(out / f"epoch{epoch + 1:03d}.safetensors", net, facts)
-        if epoch + 1 == recipe.epochs:
-            save_checkpoint(out / "last.safetensors", net, facts)
+        facts = Facts(recipe.net, size, source.mean, source.std, source.classes, epoch + 1, right)
+        for name in [f"epoch{epoch + 1:03d}"] * (epoch + 1 in recipe.save_epochs) + ["last"] * last:
+            save_checkpoint(out / f"{name}.safetensors", net, facts)
         _save_state(out / "state.pt", identity, net, optimiser, history)
-        write_bytes(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in history).encode())
+        write_bytes(out / "log.jsonl", as_lines(history).encode())
     source.log_skipped()
     return history[-1]
+
+
+def _checked(source: Source, recipe: Recipe) -> Source:
+    """The source with the mean and deviation that the recipe asks for. Raises `InputError` for a recipe that cannot be followed."""
+    one_of("schedule", recipe.schedule, ("onecycle", "constant"))
+    for name in ("epochs", "batch"):
+        if getattr(recipe, name) < 1:
+            raise InputError(f"{name} must be at least 1, not {getattr(recipe, name)}")
+    if (recipe.start_size or recipe.train_size) and recipe.net.startswith("conv"):
+        side = recipe.size or source.size
+        raise InputError(f"{recipe.net} has a linear layer for {side} px only: other sides need a net with global pooling (resnet18)")
+    return replace(source, mean=IMAGENET[0], std=IMAGENET[1]) if recipe.imagenet_stats else source
 
 
 def one_epoch(
