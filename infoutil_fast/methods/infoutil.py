@@ -19,6 +19,7 @@ from infoutil_fast.selection.choose import Choice, Pool, PoolSettings, draw_pool
 from infoutil_fast.selection.coverage import COVERS
 from infoutil_fast.selection.ranking import DIRECTIONS, noisy_cells, pool_heat, smallest_width
 from infoutil_fast.selection.usefulness import SCORES, WINDOWS_AT
+from infoutil_fast.shapley.by_file import maps_by_file
 from infoutil_fast.shapley.designs import plan
 from infoutil_fast.shapley.maps import PAYOFFS, PatchShapley
 from infoutil_fast.types import ClassShard, InputError, Windows, one_of
@@ -127,9 +128,6 @@ def heat_maps(pool: Pool, teacher: Teacher, cfg: Config, run: Run) -> Tensor:
         batch=run.batch or None,
         generator=file_generator(cfg.seed, pool.label, "coalitions"),  # of a design that is drawn once for all images
     )
-    if made.redrawn:
-        heat = torch.cat([made(x[i : i + 1], targets[i : i + 1], generator=chance) for i, chance in enumerate(pool.generators)])
-    else:
-        heat = made(x, targets)
+    heat = maps_by_file(made, x, targets, pool.generators)
     refuse_nan(heat, pool.names, teacher.facts.name)
     return heat

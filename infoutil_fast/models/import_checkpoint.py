@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from infoutil_fast.models import class_order, nets
 from infoutil_fast.models.checkpoints import fitted, outputs_of, read_state
 from infoutil_fast.models.heads import class_outputs, cut_head, find_heads
 from infoutil_fast.models.teacher import Facts, Teacher, check_accuracy, refuse_nan, sampled_logits, save_checkpoint
-from infoutil_fast.runtime.files import write_bytes
+from infoutil_fast.runtime.files import as_json, write_bytes
 from infoutil_fast.types import InputError, one_of
 
 log = logging.getLogger(__name__)
@@ -81,7 +80,7 @@ def import_teacher(
     right = check_accuracy(Teacher(built, facts), source, count=len(source.val), workers=workers)
     save_checkpoint(out / "last.safetensors", built, Facts(name, side, *tried[label], source.classes, accuracy=round(right, 4)))
     about = _about(file, source, name, width, label, readings, right)
-    write_bytes(out / "imported.json", (json.dumps(about, indent=1) + "\n").encode())
+    write_bytes(out / "imported.json", as_json(about))
     source.log_skipped()
     return about
 

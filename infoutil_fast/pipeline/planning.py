@@ -100,7 +100,7 @@ def learned_from(method: Method, given: Given | None, source: Source, config: An
 
 def resolve(config: Any, size: int) -> Any:
     """Replace factor 0 by the rule: 2 from 96 px on, else 1; whole images are not stitched."""
-    for name in ("ipc", "crops"):
+    for name in ("ipc", "crops", "iterations"):
         if getattr(config, name, 1) < 1:
             raise InputError(f"{name} must be at least 1, not {getattr(config, name)}")
     if getattr(config, "pool", 0) < 0:

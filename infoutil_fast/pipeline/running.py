@@ -129,5 +129,9 @@ def _few_iterations(plan: Plan) -> tuple[float, ClassShard, str]:
     few, ticks = min(3, plan.config.iterations), [time.perf_counter()]
     watched = replace(plan, run=replace(plan.run, watch=lambda _: ticks.append(time.perf_counter())))
     _, shard = _first_class(watched, iterations=few)
+    if len(ticks) != few + 1:
+        raise InputError(
+            f"the method {plan.method.name} breaks the contract of methods: it told `run.watch` of {len(ticks) - 1} of {few} iterations"
+        )
     each = (ticks[few] - ticks[1]) / (few - 1) if few > 1 else 0.0
     return ticks[1] - ticks[0] + each * (plan.config.iterations - 1), shard, f"{few} of {plan.config.iterations} iterations"

@@ -130,12 +130,12 @@ class Learning:
             return
         try:
             state = torch.load(file, weights_only=True, map_location=self.images.device)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+            for name, tensor in self.tensors().items():
+                tensor.copy_(state[name])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.losses = list(state["losses"])
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{file} cannot be read ({type(error).__name__}): delete it to start again") from error
-        for name, tensor in self.tensors().items():
-            tensor.copy_(state[name])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.losses = list(state["losses"])
         log.info("%s: going on after iteration %d", file.parent, self.done)
 
 

@@ -51,8 +51,7 @@ def resized_test(split: Split, size: int) -> Split:
 def first_of_each(split: Split, count: int) -> Split:
     """The first `count` images of each class, in the split's own order (RDED: in the order in which the folder lists them)."""
     kept = np.sort(np.concatenate([split.of_class(label)[:count] for label in np.unique(split.labels)]))
-    boxes = None if split.boxes is None else split.boxes[kept]
-    return Split(tuple(split.names[i] for i in kept), split.labels[kept], lambda position: split.read(int(kept[position])), boxes)
+    return split.of_rows(kept)
 
 
 def default_stem(net: nn.Module) -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -81,6 +82,7 @@ import numpy as np
 import torch
 
 from infoutil_fast.contract import NET
+from infoutil_fast.models.labelling import soft_labels
 from infoutil_fast.types import ClassShard, Windows
 
 LEARNS_FROM = NET
@@ -97,7 +99,10 @@ def distill(source, net, cfg, labels, run):
     for label in labels:
         chance = torch.Generator().manual_seed(cfg.seed * 1000 + label)
         images = torch.randint(256, (cfg.ipc, 3, source.size, source.size), generator=chance, dtype=torch.uint8)
-        soft = torch.zeros(cfg.ipc, 1, len(source.classes)).index_fill_(2, torch.tensor(label), 20.0)
+        if run.label_teacher is None:
+            soft = torch.zeros(cfg.ipc, 1, len(source.classes)).index_fill_(2, torch.tensor(label), 20.0)
+        else:
+            soft = soft_labels(run.label_teacher, images, 1, label, run.forwards)
         yield ClassShard(label, images, soft, Windows.of([]), np.zeros(0, np.float32))
 '''
 OPTIONS = {"ipc": 2, "progress": False, "dtype": "float32", "device": "cpu"}
@@ -114,7 +119,7 @@ def dropped_in(tmp_path_factory, monkeypatch):
     (folder / "means.py").write_text(MEANS)
     (folder / "noise.py").write_text(NOISE)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
-    yield
+    yield folder
     for name in ("means", "noise"):
         sys.modules.pop(f"infoutil_fast.methods.{name}", None)
         methods.__dict__.pop(name, None)
@@ -140,13 +145,21 @@ def test_report_and_export_say_that_there_is_no_teacher(digits: Source, tmp_path
     assert not (tmp_path / "rded").exists()
 
 
-def test_images_are_learned_and_labelled_by_another_net(digits: Source, digits_teacher: Path, tmp_path: Path):
-    path = distill(digits, None, tmp_path / "set", method="means", label_teacher=digits_teacher, **OPTIONS)
-    losses = [float(line.split(",")[1]) for line in (path / "losses.csv").read_text().splitlines()]
-    assert len(losses) == 5
+def test_images_leave_their_real_start_along_the_gradient(digits: Source, tmp_path: Path):
+    """One iteration of SGD: twice the learning rate, twice the way."""
+    made = [load(distill(digits, None, tmp_path / f"{lr}", method="means", iterations=1, lr_img=lr, **OPTIONS)) for lr in (0.0, 1.0, 2.0)]
+    real, near, far = (found.floats() for found in made)
+    with np.load(made[0].path / "scores" / "00003.npz") as scores:
+        first = digits.train.names.index(str(scores["name"][0]))
+    assert torch.equal(made[0].pixels()[6], digits.train.batch([first], digits.size)[0])
+    assert (near - real).abs().amax((1, 2, 3)).min() > 0, "every image moves"
+    torch.testing.assert_close(far - real, 2 * (near - real), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["means", "noise"])
+def test_a_label_teacher_labels_what_a_net_method_made(method: str, digits: Source, digits_teacher: Path, tmp_path: Path):
+    path = distill(digits, None, tmp_path / "set", method=method, label_teacher=digits_teacher, **OPTIONS)
     found = load(path, labels="soft")
-    begin = distill(digits, None, tmp_path / "start", method="means", lr_img=0.0, **OPTIONS)
-    assert not torch.equal(found.floats(), load(begin).floats())
     wanted = load_teacher(str(digits_teacher), digits, torch.device("cpu")).logits(found.pixels())
     torch.testing.assert_close(found.soft[:, 0], wanted, rtol=1e-2, atol=1e-2)  # stored as float16
     assert json.loads((path / "meta.json").read_text())["label_teacher"]["spec"] == str((digits_teacher / "last.safetensors").resolve())
@@ -208,3 +221,23 @@ def test_an_estimate_grows_with_what_the_method_repeats(digits: Source):
     assert many["seconds"] > 10 * few["seconds"]
     assert few["measured_on"] == "3 of 3 iterations"
     assert estimate(prepare(digits, method="noise", run=Run()))["measured_on"] == "one image"
+
+
+def test_iterations_that_the_run_is_not_told_of_are_refused(digits: Source, dropped_in: Path):
+    (dropped_in / "noise.py").write_text(NOISE.replace("    seed: int", "    iterations: int = 9  # of nothing\n    seed: int"))
+    with pytest.raises(InputError, match=r"the method noise breaks the contract.*0 of 3 iterations"):
+        estimate(prepare(digits, method="noise", run=Run()))
+    with pytest.raises(InputError, match="iterations must be at least 1"):
+        prepare(digits, method="noise", iterations=0, run=Run())
+
+
+def test_a_damaged_checkpoint_is_named(digits: Source, tmp_path: Path, monkeypatch):
+    def killed(self, file):
+        torch.save({"images": self.images.detach()}, file)  # whole, but not one of ours
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(synthetic.Learning, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        distill(digits, None, tmp_path / "cut", method="means", **OPTIONS)
+    with pytest.raises(InputError, match=r"state.pt cannot be read \(KeyError\): delete it to start again"):
+        distill(digits, None, tmp_path / "cut", method="means", **OPTIONS)
