@@ -46,6 +46,7 @@ ALWAYS = {
     "distill": {"--ipc": "1", "--pool": "4"},
     "distill tesla": {"--syn-steps": "1", "--expert-epochs": "1"},
     "evaluate": {"--epochs": "1", "--seeds": "1"},
+    "score": {"--per-class": "2"},
     "calibrate": {"--images": "1", "--grid": "2", "--draws": "1"},
     "bench methods": {
         "--names": "random,tesla exact",
@@ -56,7 +57,7 @@ ALWAYS = {
     },
 }
 # In a Python block: text -> text.
-BLOCKS = {"ipc=10": "ipc=1, pool=4", "epochs=20": "epochs=1", "seeds=3": "seeds=1, epochs=1"}
+BLOCKS = {"ipc=10": "ipc=1, pool=4", "epochs=20": "epochs=1, batch=10, lr=0.02", "seeds=3": "seeds=1, epochs=1"}
 # Run elsewhere; here they are parsed.
 ELSEWHERE = {
     "infoutil demo": "tests/cli/test_demo.py",
@@ -180,7 +181,7 @@ def smaller(words: list[str]) -> list[str]:
     """The command by the tables above."""
     words = [NAMES.get(word, word) for word in words]
     kind = " ".join(words[: 2 if words[0] == "bench" else 1])
-    about = words[words.index("--method") + 1] if "--method" in words else words[1]
+    about = words[words.index("--method") + 1] if "--method" in words else "".join(words[1:2])
     kinds = [kind, f"{kind} {about}"]  # the second wins
     if "--from-checkpoint" in words:  # trains nothing
         return words
@@ -209,7 +210,7 @@ def run_script(words: list[str], patch: pytest.MonkeyPatch) -> None:
         pass
 
     def read(self, *_):
-        self.parse_known_args()
+        assert self.parse_known_args()[1] == []
         raise Read
 
     patch.syspath_prepend(str(ROOT / "bench"))
@@ -251,6 +252,7 @@ def test_commands_run(block: Block, here: Path, monkeypatch: pytest.MonkeyPatch)
                 pytest.fail(f"{block}: {command}: ended with {error}")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch's own forward mode
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 def test_python_blocks_run(block: Block, here: Path) -> None:
     text = block.text
