@@ -34,6 +34,7 @@ class DemoSettings:
     pool: int = 80
     student: str = "convnet4-w64"
     epochs: int = 100
+    teacher: Recipe = TEACHER
 
 
 def demo(
@@ -54,7 +55,9 @@ def demo(
     out = Path(out)
     where = choose_device(device)
     source = open_source("demo")
-    taught = teach(source, TEACHER, out / "teacher", device=where, dtype=choose_dtype(dtype, where), workers=workers, progress=progress)
+    taught = teach(
+        source, settings.teacher, out / "teacher", device=where, dtype=choose_dtype(dtype, where), workers=workers, progress=progress
+    )
     how: dict[str, Any] = {"device": device, "dtype": dtype, "workers": workers, "progress": progress}
     table = []
     for name in DEMO:

@@ -6,12 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+from conftest import DEMO_TEACHER
 from PIL import Image
 
 from infoutil_fast.benchmarks.entrants import DEMO
 from infoutil_fast.cli.demo import DemoSettings, demo, demo_table
 
-SMALL = DemoSettings(ipc=2, pool=10, epochs=2)
+SMALL = DemoSettings(ipc=2, pool=10, epochs=2, teacher=DEMO_TEACHER)
 
 
 def test_demo_makes_sets_students_table_report_and_picture(demo_teacher, tmp_path):
