@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,10 +93,23 @@ class Alone:
         """Of sample i's loss in `params`, float64. A hook may do anything to a gradient: it gets the true one wherever that is a number."""
         z = self.of(i)
         scale = float(size) if z.dtype != torch.float16 and 1e-20 < float(size) < 1e20 else 1.0
-        if not z.requires_grad:
+        if not z.requires_grad or not params:
             return [None] * len(params)
         found = torch.autograd.grad(z, params, (g[None] * scale).to(z.dtype), allow_unused=True)
         return [v if v is None else v.double() * (float(size) / scale) for v in found]
+
+
+@contextmanager
+def requiring(params: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Within, these parameters require a gradient."""
+    frozen = [p for p in params if not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
 
 
 def tolerance(table: Mapping[torch.dtype, float], z: Tensor, narrow: float) -> float:

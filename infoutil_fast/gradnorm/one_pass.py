@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from infoutil_fast.gradnorm.checked import Alone, Seen, Trust, check_logits, refuted, spread_out, trust
+from infoutil_fast.gradnorm.checked import Alone, Seen, Trust, check_logits, refuted, requiring, spread_out, trust
 from infoutil_fast.gradnorm.first_look import Look, spread
 from infoutil_fast.gradnorm.graph import Graph, read
 from infoutil_fast.gradnorm.hooks import Call, Record, recording, run
@@ -72,15 +72,9 @@ def _check_last(batch: Batch, last: Call, logits: Tensor, g: Tensor, squares: Sq
         return
     unit, size = scaled(g, logits.dtype)
     own = [*last.layer.parameters(recurse=False)]
-    frozen = [p for p in own if not p.requires_grad]
-    try:
-        for p in frozen:
-            p.requires_grad_(True)
+    with requiring(own):
         found = {last.name: squares[last.name] / size.square().clamp(min=1e-300)}
         wrong = refuted(batch.alone(logits), unit, size, found, {last.name: own}, known.graphs["last"])
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
     if wrong:
         del known.graphs["last"]
         raise InputError(

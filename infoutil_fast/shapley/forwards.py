@@ -134,7 +134,7 @@ class Forwards:
             self.how = f"plain forwards, batch norms folded: a probe of the split was off by {error:.1e}"
 
     def check(self, images: Tensor, fill: float | Tensor, masks: Tensor) -> Forwards:
-        """Once: a few coalitions [M, d] of the first image by what runs and, one by one, by the model as it was. Where they differ, it runs.
+        """Once: a few coalitions [M, d] of the first image by what runs and, one by one, by the model, which runs where they differ.
 
         `InputError` where the model's own logits of a coalition depend on those beside it.
         """
@@ -154,8 +154,8 @@ class Forwards:
             together = self._logits(witness, x).float()
         if (mixed := apart(together, alone)) > 10 * near:
             raise InputError(
-                f"the logits of an image change by {mixed:.0%} with those beside it in a call, or from call to call: the model mixes samples "
-                "(statistics of the batch) or draws at random, so a coalition has no payoff of its own"
+                f"the logits of an image change by {mixed:.0%} with those beside it in a call, or from call to call: "
+                "the model mixes samples (statistics of the batch) or draws at random, so a coalition has no payoff of its own"
             )
         if not asis:
             self._give_up(f"what was traced was off by {off:.1e} on the first image")

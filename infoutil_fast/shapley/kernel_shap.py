@@ -43,6 +43,9 @@ class KernelShap:
     def has_convergence_delta(self) -> bool:
         return False
 
+    def attribute_future(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("KernelShap has no futures: attribute() gives the attributions themselves")
+
     @torch.no_grad()
     @torch.no_grad()  # twice: NoiseTunnel calls what the outer one wraps
     def attribute(
@@ -68,7 +71,8 @@ class KernelShap:
         feature_mask: ids 0 to M - 1 that broadcast to the input, for all examples or [N, ...] for each; a tuple shares its ids.
         None: every element is a feature. n_samples: evaluations of an example, the full and the empty coalition among them.
         perturbations_per_eval: the most rows in one model call; None chooses: 32 on the CPU, 256 elsewhere. With 1, as Captum has it by
-        default, the model sees one row at a time and may give one number for it: a float, or a tensor [] or [1].
+        default, the model sees one row at a time and may give one number for it: a float, or a tensor [] or [1]. A model that gives
+        one number for several rows too makes one example of them all, and the result is in the shape of the feature mask, as Captum's.
         generator: of the coalitions, drawn anew for every example; None is torch's own CPU generator.
 
         Raises `InputError` for shapes, ids or targets that do not fit, n_samples below 3, fewer than 2 features, or a model
@@ -86,17 +90,21 @@ class KernelShap:
                 "KernelShap needs n_samples of 3 or more, perturbations_per_eval of 1 or more and 2 features or more, "
                 f"not {n_samples}, {perturbations_per_eval} and {M}"
             )
-        game = _Game(self.forward_func, players, () if additional_forward_args is None else extra, index, rows)
+        extra = () if additional_forward_args is None else extra
+        joint = rows == 1 and N > 1 and _one_number(self.forward_func, xs, extra)
+        if joint:
+            players, N = [_Input(*(a[None] for a in (p.x, p.base, p.ids))) for p in players], 1
+        game = _Game(self.forward_func, players, extra, index, rows, joint)
         phi = torch.zeros(N, M)
         step = max(1, _AT_ONCE // (n_samples * max(M, 1)))  # examples
-        with tqdm(total=N * n_samples, desc="kernel shap", disable=not show_progress) as bar:
+        with tqdm(total=N * n_samples, desc="Kernel Shap attribution", disable=not show_progress) as bar:
             for start in range(0, N, step):
                 masks = draw(min(step, N - start), n_samples, M, generator)
                 phi[start : start + step] = solve(masks, game.values(masks.to(device), start, bar))
         phi = phi.to(device)
         if not return_input_shape:
             return phi  # type: ignore[return-value]
-        maps = tuple(player.spread(phi) for player in players)
+        maps = tuple(phi[0][p.ids[0]] if joint else p.spread(phi) for p in players)
         return maps if isinstance(inputs, tuple) else maps[0]
 
 
@@ -155,6 +163,7 @@ class _Game:
     extra: tuple[Any, ...]
     index: Tensor | None  # [1 or N, k] int64, on the CPU
     rows: int  # of a model call
+    joint: bool  # whether all rows given are one example, of which the model gives one number
 
     def values(self, masks: Tensor, start: int, bar: tqdm[Any]) -> Tensor:
         """float64 [b, n] on the CPU, of the examples from `start` on under masks [b, n, M]."""
@@ -169,8 +178,8 @@ class _Game:
                 for player, buffer in zip(self.players, buffers, strict=True):
                     player.show(masks[i, first - i * n : last - i * n], start + i, buffer[first - low : last - low])
             example = start + torch.arange(low, high) // n
-            extra = [_rows_of(a, example, N) for a in self.extra]
-            out = self.forward_func(*(buffer[: high - low] for buffer in buffers), *extra)
+            extra = self.extra if self.joint else [_rows_of(a, example, N) for a in self.extra]
+            out = self.forward_func(*(buffer[0] if self.joint else buffer[: high - low] for buffer in buffers), *extra)
             parts.append(self._payoff(out, example))
             bar.update(high - low)
         return torch.cat(parts).cpu().double().view(b, n)
@@ -202,6 +211,16 @@ class _Game:
         if len(bad):
             raise InputError(f"the model gives NaN or infinity for the examples {bad.tolist()[:8]}, whole or with features left out")
         return out.reshape(R).clone()  # it may be a view of the buffer
+
+
+def _one_number(forward_func: Callable[..., Any], xs: Sequence[Tensor], extra: Sequence[Any]) -> bool:
+    """Whether the model gives one number for two rows."""
+    two = torch.arange(2)
+    try:
+        out = forward_func(*(x[:2] for x in xs), *(_rows_of(a, two, len(xs[0])) for a in extra))
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError):
+        return False  # it takes single rows only
+    return isinstance(out, Number) or (isinstance(out, Tensor) and out.numel() == 1)
 
 
 def _rows_of(given: Any, example: Tensor, N: int) -> Any:

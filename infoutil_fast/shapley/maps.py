@@ -321,8 +321,8 @@ def patch_shapley(
     """Shapley value of every patch of a grid for the payoff of each image's target class (Shapley 1953; InfoUtil, ICLR 2026, Eq. 4).
 
     Args:
-        model: gives logits [N, classes]. It runs in eval mode, on a copy where it can be traced, and is left as it was. What was traced,
-            folded and split is checked on the first image of the call against the model: where they differ, it runs as it is, with a message.
+        model: gives logits [N, classes]. It runs in eval mode, on a copy where it can be traced, and is left as it was. What was traced
+            and split is checked against it on the first image of the call: where they differ, it runs as it is, with a message.
         images: [N, C, H, W] float32 or bfloat16, normalised as the model wants them, on its device.
         targets: [N] int64 class numbers.
         grid: patches a side, or (rows, columns). Pixel (y, x) lies in patch (y * rows // H, x * columns // W).

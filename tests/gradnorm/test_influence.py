@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from test_checked import NORMS
 from test_norms import CLASSES, Block, Vit
 from torch import Tensor, nn
 
@@ -62,3 +64,119 @@ def test_nothing_to_do_and_what_does_not_fit() -> None:
         grad_dots(model, images, targets, {"0.bias": torch.zeros(3)})
     with pytest.raises(InputError, match="target 9 at position 1"):
         grad_dots(model, images, torch.tensor([0, 9]), {"0.bias": torch.ones(5)})
+
+
+class Attentive(nn.Module):
+    """Attention by torch's own kernels: called as such, or within its encoder layer."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        self.way, self.cut, self.head = way, nn.Conv2d(3, 8, 4, 4), nn.Linear(8, CLASSES)
+        self.block, self.qkv = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.cut(x).flatten(2).mT
+        if self.way == "encoder layer":
+            return self.head(self.block(h).mean(1))
+        q, k, v = self.qkv(h).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        return self.head(F.scaled_dot_product_attention(q, k, v, is_causal=self.way == "causal").transpose(1, 2).flatten(2).mean(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase]):
+        super().__init__()
+        self.layer, self.head = kind(12, 6, batch_first=True), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x.flatten(1, 2))[0][:, -1])
+
+
+class Cubed(torch.autograd.Function):
+    """Without a forward mode."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        ctx.save_for_backward(a)
+        return a**3
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 3 * ctx.saved_tensors[0] ** 2 * g
+
+
+class Custom(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Cubed.apply(x)
+
+
+def pooled(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES))
+
+
+def hooked(scale: float) -> nn.Module:
+    model = pooled(nn.Conv2d(3, 6, 3), nn.Tanh())
+    model[0].weight.register_hook(lambda g: g * scale)
+    return model
+
+
+def kept() -> nn.Module:
+    model = pooled(nn.Conv2d(3, 6, 3), nn.Tanh())
+    weight = model[0].weight
+    model[0].forward = lambda x: F.conv2d(x, weight.sin())
+    return model
+
+
+HARD = {
+    "attention": lambda: Attentive("own"),
+    "causal attention": lambda: Attentive("causal"),
+    "encoder layer": lambda: Attentive("encoder layer"),
+    "LSTM": lambda: Recurrent(nn.LSTM),
+    "GRU": lambda: Recurrent(nn.GRU),
+    "weight norm": lambda: pooled(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 3)), nn.Tanh()),
+    "old weight norm": lambda: pooled(nn.utils.weight_norm(nn.Conv2d(3, 6, 3), dim=1), nn.Tanh()),
+    "spectral norm": lambda: pooled(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 6, 3)).eval(), nn.Tanh()),
+    "custom function": lambda: pooled(nn.Conv2d(3, 6, 3), Custom()),
+    "parameter hook": lambda: hooked(3.0),
+    "forward replaced": kept,
+}
+
+
+def plain_dots(model: nn.Module, images: Tensor, targets: Tensor, direction: dict[str, Tensor]) -> Tensor:
+    params = dict(model.eval().named_parameters())
+    dots = []
+    for i in range(len(images)):
+        loss = F.cross_entropy(model(images[i : i + 1]), targets[i : i + 1])
+        grads = torch.autograd.grad(loss, [*params.values()], allow_unused=True)
+        dots.append(sum(float((g.double() * direction[k].double()).sum()) for k, g in zip(params, grads, strict=True) if g is not None))
+    return torch.tensor(dots)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated", "ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("kind", HARD)
+def test_dots_of_what_torch_has_no_forward_mode_for(kind: str) -> None:
+    model, targets = HARD[kind]().eval(), torch.randint(0, CLASSES, (5,))
+    for images in torch.randn(2, 5, 3, 12, 12):
+        along = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+        want = plain_dots(model, images, targets, along)
+        got = grad_dots(model, images, targets, along)
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max()), check_dtype=False)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("norm", NORMS)
+def test_dots_with_every_norm_in_both_memory_formats(norm: str, layout: torch.memory_format) -> None:
+    model = pooled(nn.Conv2d(3, 6, 3, padding=1), NORMS[norm](), nn.GELU()).to(memory_format=layout)
+    images, targets = torch.randn(4, 3, 9, 7).to(memory_format=layout), torch.randint(0, CLASSES, (4,))
+    along = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    want = plain_dots(model, images, targets, along)
+    got = grad_dots(model, images, targets, along)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max()), check_dtype=False)
+
+
+@pytest.mark.parametrize("name", ["convnet3-in", "resnet10-small-in", "convnet2-w5-in"])
+def test_dots_of_nets_with_instance_norm_in_channels_last(name: str) -> None:
+    model = build(name, CLASSES, 16).double().to(memory_format=torch.channels_last)  # in float64 no rounding falls on a kink
+    images = torch.randn(3, 3, 16, 16, dtype=torch.float64).to(memory_format=torch.channels_last)
+    targets, along = torch.randint(0, CLASSES, (3,)), {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    want = by_sample(model, images, targets, along)
+    torch.testing.assert_close(grad_dots(model, images, targets, along).double(), want, rtol=1e-6, atol=1e-6 * float(want.abs().max()))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import KernelShap as Captum
+from captum.attr import NoiseTunnel
 from scipy.stats import chi2
 from sklearn.linear_model import LinearRegression
 from torch import Tensor, nn
@@ -307,3 +308,75 @@ def test_cuda_agrees_with_the_cpu():
     there = KernelShap(model.cuda()).attribute(x.cuda(), generator=seeded(3), **arguments)
     assert there.is_cuda
     torch.testing.assert_close(there.cpu(), here, rtol=1e-5, atol=1e-6)
+
+
+WEIGHT = torch.tensor([3.0, -1.0, 0.5])
+FORMS: dict[str, Callable[[Tensor], Any]] = {
+    "float": lambda x: float((x * WEIGHT).sum()),
+    "int": lambda x: int((4 * x * WEIGHT).sum().round()),
+    "0-d": lambda x: (x * WEIGHT).sum(),
+    "1-d": lambda x: (x * WEIGHT).sum().reshape(1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_number_a_call(form: str) -> None:
+    x, scale = torch.randint(1, 9, (1, 3)).float(), 4 if form == "int" else 1
+    found = KernelShap(FORMS[form]).attribute(x, n_samples=60, perturbations_per_eval=1)
+    torch.testing.assert_close(found, scale * x * WEIGHT, rtol=1e-4, atol=1e-4)
+    both = x.expand(2, 3)  # one number for two rows: they are one example, as in Captum
+    joint = KernelShap(FORMS[form]).attribute(both, n_samples=60, perturbations_per_eval=1, feature_mask=torch.tensor([[0, 1, 2]]))
+    torch.testing.assert_close(joint, 2 * scale * x * WEIGHT, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="with perturbations_per_eval=1 a call has one example"):
+        KernelShap(FORMS[form]).attribute(both, n_samples=60)
+
+
+def test_one_row_a_call_when_asked_for() -> None:
+    rows: list[int] = []
+    x, model = torch.randn(3, 4), net(4)
+
+    def counted(x: Tensor) -> Tensor:
+        rows.append(len(x))
+        if len(x) != 1:
+            raise ValueError("one at a time")
+        return model(x)
+
+    found = KernelShap(counted).attribute(x, target=1, n_samples=20, perturbations_per_eval=1, generator=seeded(3))
+    assert set(rows[1:]) == {1}  # after the question whether it gives one number for two
+    torch.testing.assert_close(found, KernelShap(model).attribute(x, target=1, n_samples=20, generator=seeded(3)))
+
+
+@pytest.mark.parametrize("rows", [1, 7, None])
+def test_a_list_with_one_thing_an_example(rows: int | None) -> None:
+    scales = {"cat": 1.0, "dog": 10.0, "hen": 100.0}
+    x = torch.rand(3, 4) + 0.5
+
+    def match(x: Tensor, names: list[str]) -> Tensor:
+        return x.sum(1) * torch.tensor([scales[name] for name in names])
+
+    found = KernelShap(match).attribute(x, additional_forward_args=(list(scales),), n_samples=80, perturbations_per_eval=rows)
+    torch.testing.assert_close(found, x * torch.tensor([[1.0], [10.0], [100.0]]), rtol=1e-4, atol=1e-4)
+
+
+def test_an_example_whose_output_is_no_number_is_named() -> None:
+    x = torch.rand(4, 5) + 1
+    x[[1, 3]] *= 1e3
+    with pytest.raises(InputError, match=r"NaN or infinity for the examples \[1, 3\]"):
+        KernelShap(lambda x: (x.half() ** 4).sum(1)).attribute(x, perturbations_per_eval=200)
+
+
+def test_within_captum_s_noise_tunnel() -> None:
+    model, x = nn.Linear(6, 3), torch.randn(2, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = NoiseTunnel(KernelShap(model)).attribute(x, target=1, nt_samples=3, stdevs=1e-6, n_samples=60)
+    torch.testing.assert_close(found, x * model.weight[1].detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_progress_is_shown_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    KernelShap(lambda x: x.sum(1)).attribute(torch.ones(4, 6), show_progress=True)
+    assert "Kernel Shap attribution: 100%" in capsys.readouterr().err
+    KernelShap(lambda x: x.sum(1)).attribute(torch.ones(4, 6))
+    assert not capsys.readouterr().err
+    with pytest.raises(NotImplementedError, match="no futures"):
+        KernelShap(lambda x: x.sum(1)).attribute_future()
