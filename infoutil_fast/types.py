@@ -24,10 +24,14 @@ def one_of(what: str, value: str, known: Sequence[str]) -> None:
         raise InputError(f"{what} {value!r} is not known; known: {', '.join(known)}")
 
 
-def first_line(error: BaseException) -> str:
-    """An error of another library, short enough for a message; two lines where the first is only the heading of the second."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(lines[: 1 + lines[0].endswith(":")])[:200]
+def first_line(error: BaseException, named: bool = False) -> str:
+    """An error of another library on one line, short enough for a message: its first line, and the second where that is only a heading.
+
+    named: after the kind of the error, which some of them need to be understood.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[: 1 + lines[0].endswith(":")])[:240] if lines else ""
+    return f"{type(error).__name__}: {said}" if named and said else said or type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ training
 contract
 sets
 models
-data influence
+data images influence
 gradnorm shapley pixels
 ops runtime
 drawing

@@ -126,6 +126,12 @@ class Split:
 
         return replace(self, read=read, drawn=np.array(rows, np.int64)), np.array(there, np.int64)
 
+    def subset(self, positions: np.ndarray) -> Split:
+        """The split of the images at `positions` alone, in that order."""
+        kept = np.asarray(positions, np.int64)
+        boxes = None if self.boxes is None else self.boxes[kept]
+        return Split(tuple(self.names[i] for i in kept), self.labels[kept], lambda position: self.read(int(kept[position])), boxes)
+
     def of_class(self, label: int) -> np.ndarray:
         """Positions of one class, ascending, [n] int64."""
         return np.flatnonzero(self.labels == label)
