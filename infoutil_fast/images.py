@@ -1,5 +1,5 @@
-"""Former path of `infoutil_fast.data.decode`."""
+"""Former path of `read`: now in `infoutil_fast.data.decode`."""
 
-from infoutil_fast.data.decode import decode, read, short_side
+from infoutil_fast.data.decode import read
 
-__all__ = ["decode", "read", "short_side"]
+__all__ = ["read"]

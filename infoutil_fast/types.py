@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +22,13 @@ class UnreadableError(InputError):
 def one_of(what: str, value: str, known: Sequence[str]) -> None:
     """Raise `InputError` unless `value` is one of the known names."""
     if value not in known:
-        raise InputError(f"{what} {value!r} is not known; known: {', '.join(known)}")
+        raise InputError(f"{what} {value!r} is not known{nearest(value, known)}; known: {', '.join(known)}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence that asks for the known name most like `word`; "" where none is like it."""
+    close = difflib.get_close_matches(word, list(known), 1, 0.6)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def first_line(error: BaseException, named: bool = False) -> str:

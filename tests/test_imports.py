@@ -23,6 +23,7 @@ gradnorm shapley pixels
 ops runtime
 drawing
 kernels
+ranges
 types _version
 """.strip().splitlines()
 LEVEL = {name: level for level, line in enumerate(ORDER) for name in line.split()}

@@ -2,38 +2,77 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import math
+import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
-from infoutil_fast.cli.commands import COMMANDS
-from infoutil_fast.cli.parser import parser
-from infoutil_fast.runtime.memory import keep_freed_memory
-from infoutil_fast.types import InputError
+from infoutil_fast.cli.stopping import Stopping
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0, or 2 after one line on standard error when the input cannot be used."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Run one command; 0, or 2 after one line on standard error when the input cannot be used, or 128 + the signal that ended it."""
+    for stream in (sys.stdout, sys.stderr):  # a file name that this terminal cannot show is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    with Stopping() as stopping:
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments), stopping)
+        except BrokenPipeError:  # the reader of our output went away, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:
+            print(f"infoutil: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return stopping.say()
+
+
+def _run(words: Sequence[str], stopping: Stopping) -> int:
+    """One command with what it needs loaded, the torch among it: here, so that it can be interrupted in one line."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it may not write its cache, it makes another and says so
+    from infoutil_fast.types import InputError
+
     try:
-        args = parser(words, COMMANDS).parse_args(words)
+        from infoutil_fast.cli.commands import COMMANDS
+        from infoutil_fast.cli.parser import parse
+        from infoutil_fast.runtime.memory import keep_freed_memory
+
+        args = parse(words, COMMANDS)
         logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
         keep_freed_memory()
-        args.run(args, lambda value, text: print(json.dumps(value) if args.json else text))
+        stopping.working = True
+        with warnings.catch_warnings():
+            _log_warnings()
+            args.run(args, lambda value, text: print(json.dumps(_finite(value), allow_nan=False) if args.json else text, flush=True))
     except InputError as error:
         print(f"infoutil: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        print(f"infoutil: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "infoutil: interrupted; teach and experts go on from their last epoch, distill from its last class, "
-            "calibrate from its last image, score from its last class, bench from its last row",
-            file=sys.stderr,
-        )
-        return 130
     return 0
+
+
+def _log_warnings() -> None:
+    """Warnings of other libraries, Pillow's above all, become lines of the log that name the file at hand; --quiet leaves them out."""
+    from infoutil_fast.data.decode import reading
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        logging.getLogger(__name__).info("%s%s", f"{reading()}: " * bool(reading()), message)
+
+    warnings.filterwarnings("always", module=r"PIL\.")  # of each file, not of the first alone
+    warnings.showwarning = show
+
+
+def _finite(value: Any) -> Any:
+    """`value` for JSON, which knows neither NaN nor infinity: null in their places."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

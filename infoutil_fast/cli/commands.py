@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from infoutil_fast.cli.options import given
+from infoutil_fast.data import open_source
 from infoutil_fast.models.import_checkpoint import import_teacher
 from infoutil_fast.pipeline.export_rded import export
 from infoutil_fast.pipeline.planning import prepare
@@ -24,7 +25,6 @@ Show = Callable[[Any, str], None]  # a value for --json, and its text for people
 
 
 def _teach(args: argparse.Namespace, show: Show) -> None:
-    from infoutil_fast.data import open_source
     from infoutil_fast.runtime.device import choose_device, choose_dtype
     from infoutil_fast.training.teaching import teach
 
@@ -36,7 +36,7 @@ def _teach(args: argparse.Namespace, show: Show) -> None:
     device = choose_device(args.device)
     recipe = Recipe(**{**(EARLY if args.early else {}), **given(args)})
     last = teach(
-        open_source(args.source),
+        open_source(args.source, args.split),
         recipe,
         args.out,
         device=device,
@@ -50,14 +50,13 @@ def _teach(args: argparse.Namespace, show: Show) -> None:
 
 
 def _import(args: argparse.Namespace, show: Show) -> None:
-    from infoutil_fast.data import open_source
     from infoutil_fast.runtime.device import choose_device
 
     options = given(args)
     if wrong := sorted(set(options) - {"net", "size"}) + ["early"] * args.early:
         raise InputError(f"--from-checkpoint trains nothing: leave out {', '.join(wrong)}")
     about = import_teacher(
-        open_source(args.source),
+        open_source(args.source, args.split),
         args.from_checkpoint,
         args.out,
         **{"net": Recipe.net, **options},
@@ -71,12 +70,11 @@ def _import(args: argparse.Namespace, show: Show) -> None:
 
 
 def _experts(args: argparse.Namespace, show: Show) -> None:
-    from infoutil_fast.data import open_source
     from infoutil_fast.runtime.device import choose_device
     from infoutil_fast.synthesis.replay_buffers import export_buffers, import_buffers
     from infoutil_fast.synthesis.train_experts import disk_bytes, train_experts
 
-    source, recipe = open_source(args.source), ExpertRecipe(**given(args))
+    source, recipe = open_source(args.source, args.split), ExpertRecipe(**given(args))
     size = disk_bytes(recipe, len(source.classes), recipe.size or source.size)
     if args.dry_run:
         show({"disk_bytes": size}, f"{recipe.experts} experts of {recipe.epochs} epochs: {size / 1e9:.2f} GB; nothing was written")
@@ -96,6 +94,8 @@ def _distill(args: argparse.Namespace, show: Show) -> None:
         raise InputError("--config already holds all settings: leave out --preset")
     asked = _again(args.config) if args.config else {"options": {}}
     source, teacher = args.source or asked.get("source"), args.teacher or asked.get("teacher")
+    if source and args.split is not None:
+        source = open_source(source, args.split)
     if not source or not teacher:
         raise InputError("distill needs SOURCE, OUT and --teacher, or OUT and --config meta.json")
     plan = prepare(
@@ -122,11 +122,16 @@ def _distill(args: argparse.Namespace, show: Show) -> None:
     )
 
 
+def method_of(config: Path) -> str:
+    """The method of a set's meta.json."""
+    return str(_again(config)["method"])
+
+
 def _again(path: Path) -> dict[str, Any]:
-    """What a set's meta.json says of how it was made."""
+    """What a set's meta.json, or a copy of it under any name, says of how it was made."""
     from infoutil_fast.sets.store import read_meta
 
-    meta = read_meta(path.parent if path.name == "meta.json" else path)
+    meta = read_meta(path)
     early = meta["label_teacher"]
     return {
         "source": meta["source"]["spec"],
@@ -167,7 +172,7 @@ def _evaluate(args: argparse.Namespace, show: Show) -> None:
 def _report(args: argparse.Namespace, show: Show) -> None:
     from infoutil_fast.sets.report import write_report
 
-    page = write_report(args.set, args.out)
+    page = write_report(args.set, args.out, source=None if args.source is None else open_source(args.source))
     show({"report": str(page)}, str(page))
 
 
@@ -214,7 +219,7 @@ def _calibrate(args: argparse.Namespace, show: Show) -> None:
     from infoutil_fast.scoring.calibration_plots import as_text
 
     rows = calibrate(
-        args.source,
+        open_source(args.source, args.split),
         args.teacher,
         args.out,
         images=args.images,

@@ -40,7 +40,7 @@ class Holdout:
             held.append(whole.draw(label, min(max(round(self.share * there), 1), there - 1), self.seed))
         inside = np.zeros(len(whole), bool)
         inside[np.concatenate(held)] = True
-        return whole.subset(np.flatnonzero(~inside)), whole.subset(np.flatnonzero(inside))
+        return whole.of_rows(np.flatnonzero(~inside)), whole.of_rows(np.flatnonzero(inside))
 
 
 def cut(spec: str) -> tuple[str, Holdout | None]:

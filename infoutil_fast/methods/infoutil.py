@@ -12,6 +12,7 @@ from infoutil_fast.contract import Run
 from infoutil_fast.data import Source
 from infoutil_fast.data.windows import random_windows, whole_windows, windows_at
 from infoutil_fast.models.teacher import Teacher, refuse_nan
+from infoutil_fast.ranges import Count, NotNegative, Seed, Whole, checked
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.runtime.seeds import file_generator
 from infoutil_fast.selection.choose import Choice, draw, keep, shard
@@ -22,20 +23,21 @@ from infoutil_fast.shapley.maps import PAYOFFS, PatchShapley
 from infoutil_fast.types import ClassShard, InputError, one_of
 
 
+@checked
 @dataclass(frozen=True)
 class Config:
-    ipc: int = 10  # distilled images per class
-    factor: int = 0  # factor^2 windows are stitched into an image; 0: 2 from 96 px on, 1 below
-    pool: int = 300  # images per class to choose from
-    seed: int = 0  # of the pool and the noise
-    grid: int = 4  # patches a side of the Shapley map
+    ipc: Count = 10  # distilled images per class
+    factor: Whole = 0  # factor^2 windows are stitched into an image; 0: 2 from 96 px on, 1 below
+    pool: Count = 300  # images per class to choose from
+    seed: Seed = 0  # of the pool and the noise
+    grid: Count = 4  # patches a side of the Shapley map
     design: str = "border_hadamard"  # coalitions: border_hadamard, leverage, kernel, permutation, captum (the paper's), exact
-    evaluations: int = 0  # forwards per image; 0: the design's own, 64, 25 (captum) or all
+    evaluations: Whole = 0  # forwards per image; 0: the design's own, 64, 25 (captum) or all
     payoff: str = "logit"  # of the label: logit, log_probability, probability, log_odds
     windows: str = "shapley"  # shapley, or random: the ablation without Shapley
-    window: int = 0  # side of a window in patches; 0: half the grid at factor 2 and above, else the whole image
-    crops: int = 5  # windows tried per image: all noisy but the last
-    noise: float = 2.0  # standard deviation of the noise in deviations of the pooled map; 0: none
+    window: Whole = 0  # side of a window in patches; 0: half the grid at factor 2 and above, else the whole image
+    crops: Count = 5  # windows tried per image: all noisy but the last
+    noise: NotNegative = 2.0  # standard deviation of the noise in deviations of the pooled map; 0: none
     distinct: bool = False  # the windows tried of one image differ
     score: str = "grad_norm"  # utility: grad_norm, last_layer, el2n, loss, or random: the ablation without norm
     score_at: str = "native"  # size of a window when it is scored: native, pad, resize
@@ -51,8 +53,6 @@ class Config:
             plan(self.design, self.grid**2, self.evaluations or None)
         if not 0 <= self.window <= self.grid:
             raise InputError(f"window must be 1 to grid = {self.grid} patches, or 0 for the rule, not {self.window}")
-        if self.noise < 0:
-            raise InputError(f"noise must be 0 or more, not {self.noise}")
 
 
 # What the paper states; where it is silent Captum's defaults, half-side windows and padded scoring. Its early teacher is `label_teacher`.

@@ -9,17 +9,19 @@ from infoutil_fast.contract import Run
 from infoutil_fast.data import Source
 from infoutil_fast.data.windows import random_windows, whole_windows
 from infoutil_fast.models.teacher import Teacher
+from infoutil_fast.ranges import Count, Seed, Whole, checked
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.selection.choose import Choice, draw, keep, shard
 from infoutil_fast.types import ClassShard, one_of
 
 
+@checked
 @dataclass(frozen=True)
 class Config:
-    ipc: int = 10  # distilled images per class
-    factor: int = 0  # factor^2 pieces are stitched into an image; 0: 1 for whole images, else 2 from 96 px on, 1 below
-    pool: int = 300  # images per class to choose from
-    seed: int = 0  # of the pool and the choice
+    ipc: Count = 10  # distilled images per class
+    factor: Whole = 0  # factor^2 pieces are stitched into an image; 0: 1 for whole images, else 2 from 96 px on, 1 below
+    pool: Count = 300  # images per class to choose from
+    seed: Seed = 0  # of the pool and the choice
     windows: str = "whole"  # whole images, or random windows (area share 0.08 to 1, as RDED's)
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from infoutil_fast.contract import Run
 from infoutil_fast.data import Source
 from infoutil_fast.data.windows import random_windows
 from infoutil_fast.models.teacher import Teacher
+from infoutil_fast.ranges import Count, Seed, Whole, checked
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.selection import rded_crops
 from infoutil_fast.selection.choose import Choice, Kept, draw, keep, shard
@@ -18,13 +19,14 @@ from infoutil_fast.selection.usefulness import INPUTS
 from infoutil_fast.types import ClassShard, one_of
 
 
+@checked
 @dataclass(frozen=True)
 class Config:
-    ipc: int = 10  # distilled images per class
-    factor: int = 0  # factor^2 windows are stitched into an image; 0: 2 from 96 px on, 1 below
-    pool: int = 300  # images per class to choose from
-    seed: int = 0  # of the pool and the windows
-    crops: int = 5  # random windows tried per image
+    ipc: Count = 10  # distilled images per class
+    factor: Whole = 0  # factor^2 windows are stitched into an image; 0: 2 from 96 px on, 1 below
+    pool: Count = 300  # images per class to choose from
+    seed: Seed = 0  # of the pool and the windows
+    crops: Count = 5  # random windows tried per image
     score_at: str = "pad"  # size of a window when it is scored: native, pad, resize
     float_crops: bool = False  # RDED's code: windows are resized and scored as floats, and stored with the fraction dropped
     float32_loss: bool = False  # RDED's code: the loss is taken from a float32 probability, so that the surest windows tie at 0

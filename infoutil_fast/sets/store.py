@@ -28,8 +28,8 @@ ITERATES = "iterates"  # folder of the iterates that they keep: NNNNN.pt with im
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The meta.json of a set. Raises `InputError` for a folder that is not a set."""
-    file = path / "meta.json"
+    """The meta.json of a set, or of the file itself. Raises `InputError` for what is not a set."""
+    file = path if path.is_file() else path / "meta.json"
     if not file.is_file():
         what = "does not exist" if not path.exists() else "has no meta.json"
         raise InputError(f"{path} is not a distilled set: it {what}")

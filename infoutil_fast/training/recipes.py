@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from infoutil_fast.ranges import Count, NotNegative, Positive, Whole, checked
 from infoutil_fast.training import rded_students
 from infoutil_fast.types import InputError, one_of
 
 
+@checked
 @dataclass(frozen=True)
 class StudentRecipe:
     """AdamW on shuffled patches, random resized crops, flips and CutMix (RDED, validation/main.py).
@@ -18,13 +20,13 @@ class StudentRecipe:
     test images in the order in which a folder lists them.
     """
 
-    epochs: int = 300  # passes over the distilled set
-    batch: int = 0  # images a step; 0: 10, 50, 100 from ipc 1, 10, 50 on, doubled from 100 classes on
-    lr: float = 1e-3  # at the start; 0 with sgd: the one that the set's method learned
-    weight_decay: float = 0.01  # on weights of two and more dimensions
+    epochs: Count = 300  # passes over the distilled set
+    batch: Whole = 0  # images a step; 0: 10, 50, 100 from ipc 1, 10, 50 on, doubled from 100 classes on
+    lr: NotNegative = 1e-3  # at the start; 0 with sgd: the one that the set's method learned
+    weight_decay: NotNegative = 0.01  # on weights of two and more dimensions
     schedule: str = "half_cosine"  # half_cosine ends at half the rate (RDED); cosine at zero; step: with sgd
-    bn_updates: int = 2  # running statistics move this often a step (RDED runs each batch forward twice)
-    temperature: float = 20.0  # of soft labels; the loss is not multiplied by its square
+    bn_updates: Count = 2  # running statistics move this often a step (RDED runs each batch forward twice)
+    temperature: Positive = 20.0  # of soft labels; the loss is not multiplied by its square
     cutmix: bool = True  # one box a batch
     optimiser: str = "adamw"  # adamw; sgd: the matching methods' protocol, DSA, no cutmix, decay on all weights, rate / 10 half way
     imagenet_stats: bool = False  # RDED's code: students see ImageNet's mean and deviation, whatever the source's
@@ -32,7 +34,7 @@ class StudentRecipe:
     decay_named: bool = False  # RDED's code: only tensors called "weight" decay, so no position embedding does
     default_stem: bool = False  # RDED's code: the 3x3 stem of a small-image ResNet starts as torch's default, not as its other layers
     resized_test: bool = False  # RDED's code: test images have their short side at (size // 7) * 8 before the centre crop
-    test_per_class: int = 0  # test images of each class, the first ones; 0: all (RDED's code: 50 from 64 px on)
+    test_per_class: Whole = 0  # test images of each class, the first ones; 0: all (RDED's code: 50 from 64 px on)
 
 
 RECIPES = {"rded": StudentRecipe(), "fixed": StudentRecipe(schedule="cosine", bn_updates=1)}
