@@ -12,7 +12,7 @@ from infoutil_fast.data.huggingface import SAVED, open_dataset
 from infoutil_fast.data.source import IMAGENET, Source, Split, Triple
 from infoutil_fast.types import InputError
 
-__all__ = ["CIFAR10", "CIFAR10_CLASSES", "CIFAR100", "IMAGENET", "KINDS", "Source", "Split", "Triple", "open_source", "reopen"]
+__all__ = ["CIFAR10", "CIFAR10_CLASSES", "CIFAR100", "IMAGENET", "KINDS", "Source", "Split", "Triple", "is_source", "open_source", "reopen"]
 
 KINDS = (
     "a folder with train/ and val/ of class folders (FOLDER@imagenette: only the classes of a published list; FOLDER@split=0.1: validation "
@@ -47,6 +47,11 @@ def open_source(spec: str | Path, split: float | None = None) -> Source:
         return _open(path, text, holdout)
     except OSError as error:
         raise InputError(f"{spec} cannot be read: {error}") from error
+
+
+def is_source(folder: Path) -> bool:
+    """Whether `open_source` takes a folder for training and validation images, rather than for images alone."""
+    return (folder / SAVED).is_file() or svhn.is_svhn(folder) or _is_batches(folder) or folders.has_splits(folder)
 
 
 def reopen(spec: str) -> Source:

@@ -118,7 +118,7 @@ def layout(folder: Path, left: Left, deep: int = DEEP) -> Layout:
     return Layout(folder, "", None)
 
 
-def is_source(folder: Path) -> bool:
+def has_splits(folder: Path) -> bool:
     """Whether a folder has training and validation images of its own or further down, as `open_folder` takes them without a holdout."""
     try:
         return layout(folder, Left(folder)).val is not None

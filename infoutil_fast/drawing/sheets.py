@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from infoutil_fast.drawing.overlay import INK, MEDIAN, clipped, overlay, png
+from infoutil_fast.drawing.text import font, plain_ticks
 
 Read = Callable[[int], np.ndarray]  # position -> [H, W, 3] uint8
 TILE, GAP, LINE = 128, 6, 15  # pixels
@@ -70,9 +71,9 @@ def _sheet(
 
 def sheet(lines: Sequence[tuple[str, Sequence[Tile]]], title: str) -> Image.Image:
     """A row for each line: its name, then its pictures on tiles, each with its caption below; the title on top."""
-    font, head = ImageFont.load_default(13), ImageFont.load_default(14)
+    small, head = font(12), font(13)
     names = [clipped(name) for name, _ in lines]
-    margin = max((round(font.getlength(name)) for name in names), default=0) + 16
+    margin = max((round(small.getlength(name)) for name in names), default=0) + 16
     across = max((len(tiles) for _, tiles in lines), default=0)
     width = max(margin + across * (TILE + GAP), 640)
     told = _wrapped(title, head, width - 16)
@@ -83,11 +84,11 @@ def sheet(lines: Sequence[tuple[str, Sequence[Tile]]], title: str) -> Image.Imag
         draw.text((8, 4 + 18 * i), line, fill="#222222", font=head)
     for r, (name, (_, tiles)) in enumerate(zip(names, lines, strict=True)):
         y = top + r * height
-        draw.text((margin - 8, y + TILE // 2), name, fill="#222222", font=font, anchor="rm")
+        draw.text((margin - 8, y + TILE // 2), name, fill="#222222", font=small, anchor="rm")
         for c, (image, caption) in enumerate(tiles):
             x = margin + c * (TILE + GAP)
             picture.paste(_fitted(image), (x, y))
-            draw.text((x + TILE // 2, y + TILE + LINE // 2), caption, fill="#555555", font=ImageFont.load_default(11), anchor="mm")
+            draw.text((x + TILE // 2, y + TILE + LINE // 2), caption, fill="#555555", font=font(10), anchor="mm")
     return picture
 
 
@@ -130,6 +131,7 @@ def histogram(score: np.ndarray, label: np.ndarray, shown: np.ndarray, classes: 
             by_class.plot([quarter, upper], [row, row], color=INK, linewidth=7, solid_capstyle="butt")
             by_class.plot([middle], [row], color=MEDIAN, marker="|", markersize=11, markeredgewidth=2.2)
     by_class.set(yticks=range(len(shown)), yticklabels=[clipped(classes[one]) for one in shown.tolist()], ylim=(len(shown) - 0.5, -0.5))
+    plain_ticks(by_class)
     by_class.set_xlabel(title[0].lower() + title[1:] + scale)
     return _saved(figure, (whole, by_class))
 
@@ -163,6 +165,7 @@ def pool_histogram(lines: Sequence[Pair], title: str) -> bytes:
             by_class.plot([quarter, upper], [row, row], color=PALE, linewidth=8, solid_capstyle="butt")
         by_class.plot(np.maximum(chosen, floor), np.full(len(chosen), row), color=MEDIAN, marker="o", markersize=3.5, linestyle="")
     by_class.set(yticks=range(len(lines)), yticklabels=[clipped(name) for name, *_ in lines], ylim=(len(lines) - 0.5, -0.5))
+    plain_ticks(by_class)
     by_class.set_xlabel("score" + scale)
     if log:
         whole.set_xscale("log")

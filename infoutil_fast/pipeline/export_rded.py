@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from infoutil_fast.data import IMAGENET, Source, open_source
+from infoutil_fast.data import IMAGENET, Source, open_source, reopen
 from infoutil_fast.models import nets
-from infoutil_fast.models.teacher import Teacher, check_accuracy, load_teacher
+from infoutil_fast.models.teacher import Teacher, check_accuracy, load_teacher, reload_teacher
 from infoutil_fast.runtime.device import choose_device
 from infoutil_fast.runtime.files import write_bytes
 from infoutil_fast.sets import store
@@ -80,9 +80,9 @@ def export(
         raise InputError(f"{out} is there already: choose a new or empty folder")
     classes, size, ipc, factor = len(have.meta["source"]["classes"]), have.meta["size"], have.meta["ipc"], have.meta["factor"]
     subset = named_subset(subset, have.meta["source"]["name"], classes, size)
-    opened = source if isinstance(source, Source) else open_source(source or have.meta["source"]["spec"])
+    opened = source if isinstance(source, Source) else open_source(source) if source else reopen(have.meta["source"]["spec"])
     about = have.meta["label_teacher"] or have.meta["teacher"]
-    oracle = load_teacher(teacher or about["spec"], opened, choose_device("cpu"))
+    oracle = (load_teacher if teacher else reload_teacher)(teacher or about["spec"], opened, choose_device("cpu"))
     net, state = rded_names(oracle, subset)
     check_net(net, oracle, subset, size)
     accuracy = None

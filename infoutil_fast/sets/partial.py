@@ -25,7 +25,7 @@ class Found:
     shown: tuple[int, ...]  # those that the page draws
 
     def images(self, label: int) -> list[Path]:
-        return sorted((self.path / "images" / store.folder(label)).glob("*.png"))
+        return sorted((self.path / "images" / store.folder(label)).glob("[!.]*.png"))
 
     def sizes(self, label: int) -> tuple[int, int]:
         """Bytes of a class's images and of its labels (0 where there are none)."""
@@ -45,7 +45,7 @@ def read(path: Path, limit: int) -> Found:
     """The set in folder `path`, `limit` of its classes to be shown; raises `InputError` when there is none or meta.json is damaged."""
     meta = store.read_meta(path)
     classes = store.class_names(path, meta)
-    done = tuple(i for i in range(len(classes)) if store.is_done(path, i) and any((path / "images" / store.folder(i)).glob("*.png")))
+    done = tuple(i for i in range(len(classes)) if store.is_done(path, i) and any((path / "images" / store.folder(i)).glob("[!.]*.png")))
     shown = tuple(done[i] for i in spaced(len(done), limit))
     return Found(path, meta, classes, done, shown)
 

@@ -196,7 +196,7 @@ def load(path: str | Path, labels: str = "hard", transform: Callable[[Any], Any]
     hard: list[int] = []
     soft: list[Tensor] = []
     for label in range(len(classes)):
-        own = sorted((path / "images" / folder(label)).glob("*.png"))
+        own = sorted((path / "images" / folder(label)).glob("[!.]*.png"))
         logits = _tensor(path / "labels" / f"{folder(label)}.safetensors", "soft", 3).float()
         if len(own) != len(logits):
             raise InputError(f"{path}: class {label} has {len(own)} images and {len(logits)} labels")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import platform
 import time
 from dataclasses import asdict, replace
@@ -15,11 +14,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from infoutil_fast.data import IMAGENET, Source, open_source
+from infoutil_fast.data import IMAGENET, Source, open_source, reopen
 from infoutil_fast.data.feed import Pixels
-from infoutil_fast.models.teacher import load_teacher
+from infoutil_fast.models.teacher import load_teacher, reload_teacher
 from infoutil_fast.pixels.views import Zca
 from infoutil_fast.runtime.device import choose_device, choose_dtype
+from infoutil_fast.runtime.files import append_row
 from infoutil_fast.sets import store
 from infoutil_fast.training import matching_student, rded_students
 from infoutil_fast.training.recipes import RDED_CODE, StudentRecipe, complete
@@ -69,7 +69,7 @@ def evaluate(
     rded = {"student": student, "teacher": about["name"], "classes": len(have.meta["source"]["classes"]), "size": have.meta["size"]}
     chosen = complete(recipe, changes, ipc or have.meta["ipc"], len(have), rded)
     where = choose_device(device)
-    opened = source if isinstance(source, Source) else open_source(source or have.meta["source"]["spec"])
+    opened = source if isinstance(source, Source) else open_source(source) if source else reopen(have.meta["source"]["spec"])
     if opened.classes != tuple(have.meta["source"]["classes"]):
         raise InputError(f"{opened.name} has other classes than the set at {path}")
     whitening = Path(path) / "zca.safetensors"
@@ -79,7 +79,8 @@ def evaluate(
         raise InputError("recipe matching has no on-line teacher: labels soft or hard")
     if chosen.optimiser == "sgd" and not chosen.lr:
         chosen = replace(chosen, lr=matching_student.learned_lr(Path(path)))
-    oracle = load_teacher(teacher or about["spec"], opened, where) if labels == "online" else None
+    again = load_teacher if teacher else reload_teacher
+    oracle = again(teacher or about["spec"], opened, where) if labels == "online" else None
     if oracle and not teacher and oracle.facts.hash != about["hash"]:
         raise InputError(f"{about['spec']} is no longer the teacher of {path} (its weights changed): name one with --teacher")
     constants = IMAGENET if chosen.imagenet_stats else (oracle.facts.mean, oracle.facts.std) if oracle else (opened.mean, opened.std)
@@ -135,8 +136,7 @@ def evaluate(
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "date": datetime.date.today().isoformat(),
     }
-    with open(Path(path) / "evaluations.jsonl", "a") as file:
-        file.write(json.dumps(row) + "\n")
+    append_row(Path(path) / "evaluations.jsonl", row)
     return row
 
 

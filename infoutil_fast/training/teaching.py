@@ -149,7 +149,7 @@ def teach(
         )
         bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{right:.1%}")
         log.info("epoch %d of %d: %s", epoch + 1, recipe.epochs, history[-1])
-        facts = Facts(recipe.net, size, source.mean, source.std, source.classes, epoch + 1, round(right, 4))
+        facts = Facts(recipe.net, size, source.mean, source.std, source.classes, epoch + 1, round(right, 4), source=source.spec)
         if epoch + 1 in recipe.save_epochs:
             save_checkpoint(out / f"epoch{epoch + 1:03d}.safetensors", net, facts)
         if epoch + 1 == recipe.epochs:
