@@ -1,11 +1,11 @@
 """Training-free dataset distillation, and the scorers behind it."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from infoutil_fast._version import __version__
 
+TYPE_CHECKING = False  # for type checkers it is true; `typing` itself would make the first import ten times as long
 if TYPE_CHECKING:
+    from typing import Any
+
     from infoutil_fast.data import open_source
     from infoutil_fast.gradnorm import el2n, grad_norms, grand
     from infoutil_fast.influence import grad_dots
@@ -51,12 +51,14 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    from importlib import import_module
+
     for module, names in _PLACES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__() -> list[str]:
+def __dir__() -> "list[str]":
     return sorted({*globals(), *__all__})

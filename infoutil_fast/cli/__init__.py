@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import io
-import json
-import logging
-import math
-import os
 import sys
-import warnings
-from collections.abc import Sequence
-from typing import Any
 
 from infoutil_fast.cli.stopping import Stopping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0, or 2 after one line on standard error when the input cannot be used, or 128 + the signal that ended it."""
-    for stream in (sys.stdout, sys.stderr):  # a file name that this terminal cannot show is no reason to stop
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     with Stopping() as stopping:
         try:
             return _run(list(sys.argv[1:] if arguments is None else arguments), stopping)
         except BrokenPipeError:  # the reader of our output went away, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            import os
+
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer has nowhere to go
             return 1
         except OSError as error:
             print(f"infoutil: {error}", file=sys.stderr)
@@ -36,30 +32,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str], stopping: Stopping) -> int:
-    """One command with what it needs loaded, the torch among it: here, so that it can be interrupted in one line."""
+    """One command with all that it imports, torch above all: here, so that a signal meanwhile ends it in one line."""
+    import logging
+
+    for stream in (sys.stdout, sys.stderr):  # a file name that this terminal cannot show is no reason to stop
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it may not write its cache, it makes another and says so
     from infoutil_fast.types import InputError
 
     try:
-        from infoutil_fast.cli.commands import COMMANDS
-        from infoutil_fast.cli.parser import parse
-        from infoutil_fast.runtime.memory import keep_freed_memory
-
-        args = parse(words, COMMANDS)
-        logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
-        keep_freed_memory()
-        stopping.working = True
-        with warnings.catch_warnings():
-            _log_warnings()
-            args.run(args, lambda value, text: print(json.dumps(_finite(value), allow_nan=False) if args.json else text, flush=True))
+        _call(words, stopping)
     except InputError as error:
         print(f"infoutil: {error}", file=sys.stderr)
         return 2
     return 0
 
 
+def _call(words: Sequence[str], stopping: Stopping) -> None:
+    import json
+    import logging
+    import warnings
+
+    from infoutil_fast.cli.commands import COMMANDS
+    from infoutil_fast.cli.parser import parse
+    from infoutil_fast.runtime.memory import keep_freed_memory
+
+    args = parse(words, COMMANDS)
+    logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    keep_freed_memory()
+    stopping.working = True
+    with warnings.catch_warnings():
+        _log_warnings()
+        args.run(args, lambda value, text: print(json.dumps(_finite(value), allow_nan=False) if args.json else text, flush=True))
+
+
 def _log_warnings() -> None:
     """Warnings of other libraries, Pillow's above all, become lines of the log that name the file at hand; --quiet leaves them out."""
+    import logging
+    import warnings
+
     from infoutil_fast.data.decode import reading
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -72,7 +84,7 @@ def _log_warnings() -> None:
 def _finite(value: Any) -> Any:
     """`value` for JSON, which knows neither NaN nor infinity: null in their places."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if abs(value) < float("inf") else None  # of NaN too
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-from types import FrameType, TracebackType
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # nothing more is imported before the signals are in hand
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+    from typing import Any, NoReturn
 
 SAID = (
     "interrupted; teach and experts go on from their last epoch, distill from its last class, "
@@ -28,10 +30,12 @@ class Stopping:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stopping:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup and the like stay in force
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup and the like stay in force
+                try:
                     self._before[number] = signal.signal(number, self._received)
+                except ValueError:  # another thread than the main one, which alone may take signals
+                    return self
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

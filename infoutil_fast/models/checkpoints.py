@@ -19,8 +19,8 @@ from infoutil_fast.data import Triple
 from infoutil_fast.types import InputError, first_line
 
 # Keys under which training scripts keep the weights; the averaged ones are taken where there are no others.
-WRAPPERS = ("model", "state_dict", "net", "model_state_dict", "checkpoint", "params", "weights", "network")
-WRAPPERS += ("state_dict_ema", "model_ema", "ema")
+WEIGHTS = ("model", "state_dict", "net", "model_state_dict", "checkpoint", "params", "weights", "network")
+WRAPPERS = (*WEIGHTS, "state_dict_ema", "model_ema", "ema")
 COUNTED = ("num_batches_tracked", "n_averaged")  # of batch norm and of averages: no weights
 log = logging.getLogger(__name__)
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile, in any order
