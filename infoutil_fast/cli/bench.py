@@ -10,7 +10,7 @@ from typing import Any
 from infoutil_fast.benchmarks import compare, counted_memory
 from infoutil_fast.benchmarks.entrants import Settings
 from infoutil_fast.benchmarks.tables import as_text
-from infoutil_fast.cli.options import add_options, given
+from infoutil_fast.cli.options import add_options, given, running
 from infoutil_fast.synthesis.synthetic import Matching
 
 Show = Callable[[Any, str], None]
@@ -46,10 +46,7 @@ def _methods(args: argparse.Namespace, show: Show) -> None:
         args.experts,
         args.out,
         Settings(matching=matching, **own),
-        device=args.device,
-        dtype=args.dtype,
-        workers=args.workers,
-        progress=not args.quiet,
+        **running(args),
     )
     show(rows, f"{as_text(rows)}\n{args.out / 'rows.jsonl'}, {args.out / 'methods.png'}")
 

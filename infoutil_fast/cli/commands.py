@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from infoutil_fast.cli.options import given
+from infoutil_fast.cli.options import given, running
 from infoutil_fast.data import open_source
 from infoutil_fast.models.import_checkpoint import import_teacher
 from infoutil_fast.pipeline.export_rded import export
@@ -155,10 +155,7 @@ def _evaluate(args: argparse.Namespace, show: Show) -> None:
         teacher=args.teacher,
         source=args.source,
         best_of_test=args.best_of_test,
-        device=args.device,
-        dtype=args.dtype,
-        workers=args.workers,
-        progress=not args.quiet,
+        **running(args),
         **given(args),
     )
     spread = "" if row["std"] is None else f" +- {100 * row['std']:.1f}"
@@ -203,10 +200,7 @@ def _score(args: argparse.Namespace, show: Show) -> None:
         per_class=args.per_class,
         seed=args.seed,
         file_format=args.format,
-        device=args.device,
-        dtype=args.dtype,
-        workers=args.workers,
-        progress=not args.quiet,
+        **running(args),
         **given(args),
     )
     left = f", {len(done['skipped'])} could not be read" * bool(done["skipped"])
@@ -227,11 +221,8 @@ def _calibrate(args: argparse.Namespace, show: Show) -> None:
         seed=args.seed,
         draws=args.draws,
         formats=args.formats,
-        device=args.device,
-        dtype=args.dtype,
-        workers=args.workers,
         batch=args.batch,
-        progress=not args.quiet,
+        **running(args),
     )
     show(rows, f"{as_text(rows)}\n\n{args.out / 'calibration.jsonl'}, {args.out / 'calibration.png'}")
 
@@ -246,7 +237,7 @@ def _info(args: argparse.Namespace, show: Show) -> None:
 def _demo(args: argparse.Namespace, show: Show) -> None:
     from infoutil_fast.cli.demo import as_text, demo
 
-    rows = demo(args.out, seeds=args.seeds, device=args.device, dtype=args.dtype, workers=args.workers, progress=not args.quiet)
+    rows = demo(args.out, seeds=args.seeds, **running(args))
     show(rows, as_text(rows))
 
 

@@ -40,6 +40,11 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     return {key.removeprefix("field_"): value for key, value in vars(args).items() if key.startswith("field_")}
 
 
+def running(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that say how to run, as every function takes them that a command calls."""
+    return {"device": args.device, "dtype": args.dtype, "workers": args.workers, "progress": not args.quiet}
+
+
 def number(hint: Any) -> Callable[[str], Any]:
     """What makes a number of a word, within the range that `hint` declares (`ranges.Count` and the like)."""
     found = ranges.bounds(hint)
