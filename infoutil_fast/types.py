@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,13 +22,23 @@ class UnreadableError(InputError):
 def one_of(what: str, value: str, known: Sequence[str]) -> None:
     """Raise `InputError` unless `value` is one of the known names."""
     if value not in known:
-        raise InputError(f"{what} {value!r} is not known; known: {', '.join(known)}")
+        raise InputError(f"{what} {value!r} is not known{nearest(value, known)}; known: {', '.join(known)}")
 
 
-def first_line(error: BaseException) -> str:
-    """An error of another library, short enough for a message; two lines where the first is only the heading of the second."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(lines[: 1 + lines[0].endswith(":")])[:200]
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence that asks for the known name most like `word`; "" where none is like it."""
+    close = difflib.get_close_matches(word, list(known), 1, 0.6)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def first_line(error: BaseException, named: bool = False) -> str:
+    """An error of another library on one line, short enough for a message: its first line, and the second where that is only a heading.
+
+    named: after the kind of the error, which some of them need to be understood.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[: 1 + lines[0].endswith(":")])[:240] if lines else ""
+    return f"{type(error).__name__}: {said}" if named and said else said or type(error).__name__
 
 
 @dataclass(frozen=True)

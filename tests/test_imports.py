@@ -30,11 +30,12 @@ training
 contract
 sets
 models
-data influence
+data images influence
 gradnorm shapley pixels
 ops runtime
 drawing
 kernels
+ranges
 types _version
 """.strip().splitlines()
 LEVEL = {name: level for level, line in enumerate(ORDER) for name in line.split()}

@@ -9,7 +9,7 @@ import pytest
 from kinds import KINDS, Kind
 
 from infoutil_fast.data import decode
-from infoutil_fast.data.source import square
+from infoutil_fast.data.reading import square
 from infoutil_fast.types import InputError, UnreadableError
 
 DOCS = Path(__file__).parents[1] / "docs" / "data.md"

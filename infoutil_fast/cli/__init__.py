@@ -2,38 +2,89 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import sys
-from collections.abc import Sequence
 
-from infoutil_fast.cli import parser
-from infoutil_fast.cli.commands import COMMANDS
-from infoutil_fast.runtime.memory import keep_freed_memory
-from infoutil_fast.types import InputError
+from infoutil_fast.cli.stopping import Stopping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0, or 2 after one line on standard error when the input cannot be used."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Run one command; 0, or 2 after one line on standard error when the input cannot be used, or 128 + the signal that ended it."""
+    with Stopping() as stopping:
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments), stopping)
+        except BrokenPipeError:  # the reader of our output went away, as `head` does
+            import os
+
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer has nowhere to go
+            return 1
+        except OSError as error:
+            print(f"infoutil: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return stopping.say()
+
+
+def _run(words: Sequence[str], stopping: Stopping) -> int:
+    """One command with all that it imports, torch above all: here, so that a signal meanwhile ends it in one line."""
+    import logging
+
+    for stream in (sys.stdout, sys.stderr):  # a file name that this terminal cannot show is no reason to stop
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it may not write its cache, it makes another and says so
+    from infoutil_fast.types import InputError
+
     try:
-        args = parser.parser(words, COMMANDS).parse_args(words)
-        logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
-        keep_freed_memory()
-        args.run(args, lambda value, text: print(json.dumps(value) if args.json else text))
+        _call(words, stopping)
     except InputError as error:
         print(f"infoutil: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        print(f"infoutil: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "infoutil: interrupted; teach and experts go on from their last epoch, distill from its last class, "
-            "calibrate from its last image, score from its last class, bench from its last row",
-            file=sys.stderr,
-        )
-        return 130
     return 0
+
+
+def _call(words: Sequence[str], stopping: Stopping) -> None:
+    import json
+    import logging
+    import warnings
+
+    from infoutil_fast.cli.commands import COMMANDS
+    from infoutil_fast.cli.parser import parse
+    from infoutil_fast.runtime.memory import keep_freed_memory
+
+    args = parse(words, COMMANDS)
+    logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    keep_freed_memory()
+    stopping.working = True
+    with warnings.catch_warnings():
+        _log_warnings()
+        args.run(args, lambda value, text: print(json.dumps(_finite(value), allow_nan=False) if args.json else text, flush=True))
+
+
+def _log_warnings() -> None:
+    """Warnings of other libraries, Pillow's above all, become lines of the log that name the file at hand; --quiet leaves them out."""
+    import logging
+    import warnings
+
+    from infoutil_fast.data.decode import reading
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        logging.getLogger(__name__).info("%s%s", f"{reading()}: " * bool(reading()), message)
+
+    warnings.filterwarnings("always", module=r"PIL\.")  # of each file, not of the first alone
+    warnings.showwarning = show
+
+
+def _finite(value: Any) -> Any:
+    """`value` for JSON, which knows neither NaN nor infinity: null in their places."""
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None  # of NaN too
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -15,7 +15,7 @@ from infoutil_fast.benchmarks.paired import as_markdown
 from infoutil_fast.benchmarks.results import JUDGES, Study, hours, results
 from infoutil_fast.benchmarks.setup import Settings
 from infoutil_fast.benchmarks.tables import methods_table
-from infoutil_fast.cli.options import add_options, given
+from infoutil_fast.cli.options import add_options, given, running
 from infoutil_fast.data import open_source
 from infoutil_fast.synthesis.trajectory_matching import Matching
 
@@ -62,19 +62,15 @@ def _methods(args: argparse.Namespace, show: Show) -> None:
         args.experts,
         args.out,
         Settings(matching=matching, **own),
-        device=args.device,
-        dtype=args.dtype,
-        workers=args.workers,
-        progress=not args.quiet,
+        **running(args),
     )
     show(rows, f"{methods_table(rows)}\n{args.out / 'rows.jsonl'}, {args.out / 'methods.png'}")
 
 
 def _results(args: argparse.Namespace, show: Show) -> None:
     grid = limited(GRIDS[args.grid], Limits(**given(args)))
-    how = {"device": args.device, "dtype": args.dtype, "workers": args.workers, "progress": not args.quiet}
-    how["command"] = shlex.join(["infoutil", *sys.argv[1:]])
-    study = Study(grid, open_source(args.source), args.out, args.judge, args.teacher, **how)
+    command = shlex.join(["infoutil", *sys.argv[1:]])
+    study = Study(grid, open_source(args.source), args.out, args.judge, args.teacher, command=command, **running(args))
     if args.dry_run:
         left = hours(study)
         show(left, f"{left['missing']} of {left['cells']} cells are missing, {left['hours'] or 'an unknown number of'} hours")

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from infoutil_fast.cli.options import given
+from infoutil_fast.cli.options import given, running
 from infoutil_fast.contract import Run
+from infoutil_fast.data import open_source
 from infoutil_fast.models.import_checkpoint import import_teacher
 from infoutil_fast.pipeline.export_rded import export
 from infoutil_fast.pipeline.planning import prepare
@@ -25,7 +26,6 @@ Show = Callable[[Any, str], None]  # a value for --json, and its text for people
 
 
 def _teach(args: argparse.Namespace, show: Show) -> None:
-    from infoutil_fast.data import open_source
     from infoutil_fast.runtime.device import choose_device, choose_dtype
     from infoutil_fast.training.teaching import teach
 
@@ -37,7 +37,7 @@ def _teach(args: argparse.Namespace, show: Show) -> None:
     device = choose_device(args.device)
     recipe = Recipe(**{**(EARLY if args.early else {}), **given(args)})
     last = teach(
-        open_source(args.source),
+        open_source(args.source, args.split),
         recipe,
         args.out,
         device=device,
@@ -51,14 +51,13 @@ def _teach(args: argparse.Namespace, show: Show) -> None:
 
 
 def _import(args: argparse.Namespace, show: Show) -> None:
-    from infoutil_fast.data import open_source
     from infoutil_fast.runtime.device import choose_device
 
     options = given(args)
     if wrong := sorted(set(options) - {"net", "size"}) + ["early"] * args.early:
         raise InputError(f"--from-checkpoint trains nothing: leave out {', '.join(wrong)}")
     about = import_teacher(
-        open_source(args.source),
+        open_source(args.source, args.split),
         args.from_checkpoint,
         args.out,
         **{"net": Recipe.net, **options},
@@ -72,11 +71,10 @@ def _import(args: argparse.Namespace, show: Show) -> None:
 
 
 def _experts(args: argparse.Namespace, show: Show) -> None:
-    from infoutil_fast.data import open_source
     from infoutil_fast.synthesis.replay_buffers import export_buffers, import_buffers
     from infoutil_fast.synthesis.train_experts import disk_bytes, train_experts
 
-    source, recipe = open_source(args.source), ExpertRecipe(**given(args))
+    source, recipe = open_source(args.source, args.split), ExpertRecipe(**given(args))
     size = disk_bytes(recipe, len(source.classes), recipe.size or source.size)
     if args.dry_run:
         show({"disk_bytes": size}, f"{recipe.experts} experts of {recipe.epochs} epochs: {size / 1e9:.2f} GB; nothing was written")
@@ -98,6 +96,8 @@ def _distill(args: argparse.Namespace, show: Show) -> None:
     source = args.source or asked.get("source")
     if not source:
         raise InputError("distill needs SOURCE, OUT and, for most methods, --teacher; or OUT and --config meta.json")
+    if args.split is not None:
+        source = open_source(source, args.split)
     dtype = asked.get("dtype", args.dtype) if args.dtype == "auto" else args.dtype
     plan = prepare(
         source,
@@ -121,11 +121,16 @@ def _distill(args: argparse.Namespace, show: Show) -> None:
     )
 
 
+def method_of(config: Path) -> str:
+    """The method of a set's meta.json."""
+    return str(_again(config)["method"])
+
+
 def _again(path: Path) -> dict[str, Any]:
-    """What a set's meta.json says of how it was made."""
+    """What a set's meta.json, or a copy of it under any name, says of how it was made."""
     from infoutil_fast.sets.store import read_meta
 
-    meta = read_meta(path.parent if path.name == "meta.json" else path)
+    meta = read_meta(path)
     main, early, scorer = meta["teacher"], meta["label_teacher"], meta.get("score_teacher")
     return {
         "source": meta["source"]["spec"],
@@ -150,10 +155,7 @@ def _evaluate(args: argparse.Namespace, show: Show) -> None:
         teacher=args.teacher,
         source=args.source,
         best_of_test=args.best_of_test,
-        device=args.device,
-        dtype=args.dtype,
-        workers=args.workers,
-        progress=not args.quiet,
+        **running(args),
         **given(args),
     )
     spread = "" if row["std"] is None else f" +- {100 * row['std']:.1f}"
@@ -167,7 +169,7 @@ def _evaluate(args: argparse.Namespace, show: Show) -> None:
 def _report(args: argparse.Namespace, show: Show) -> None:
     from infoutil_fast.sets.report import write_report
 
-    page = write_report(args.set, args.out)
+    page = write_report(args.set, args.out, source=None if args.source is None else open_source(args.source))
     show({"report": str(page)}, str(page))
 
 
@@ -198,10 +200,7 @@ def _score(args: argparse.Namespace, show: Show) -> None:
         per_class=args.per_class,
         seed=args.seed,
         file_format=args.format,
-        device=args.device,
-        dtype=args.dtype,
-        workers=args.workers,
-        progress=not args.quiet,
+        **running(args),
         **given(args),
     )
     left = f", {len(done['skipped'])} could not be read" * bool(done["skipped"])
@@ -214,7 +213,7 @@ def _calibrate(args: argparse.Namespace, show: Show) -> None:
     from infoutil_fast.scoring.calibration_plots import calibration_tables
 
     rows = calibrate(
-        args.source,
+        open_source(args.source, args.split),
         args.teacher,
         args.out,
         images=args.images,
@@ -222,11 +221,8 @@ def _calibrate(args: argparse.Namespace, show: Show) -> None:
         seed=args.seed,
         draws=args.draws,
         formats=args.formats,
-        device=args.device,
-        dtype=args.dtype,
-        workers=args.workers,
         batch=args.batch,
-        progress=not args.quiet,
+        **running(args),
     )
     show(rows, f"{calibration_tables(rows)}\n\n{args.out / 'calibration.jsonl'}, {args.out / 'calibration.png'}")
 
@@ -241,7 +237,7 @@ def _info(args: argparse.Namespace, show: Show) -> None:
 def _demo(args: argparse.Namespace, show: Show) -> None:
     from infoutil_fast.cli.demo import demo, demo_table
 
-    rows = demo(args.out, seeds=args.seeds, device=args.device, dtype=args.dtype, workers=args.workers, progress=not args.quiet)
+    rows = demo(args.out, seeds=args.seeds, **running(args))
     show(rows, demo_table(rows))
 
 

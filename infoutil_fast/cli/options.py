@@ -1,13 +1,16 @@
-"""Options of the command line from the fields of a dataclass."""
+"""Options of the command line from the fields of a dataclass, and numbers within the ranges that they declare."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
+
+from infoutil_fast import ranges
+from infoutil_fast.types import InputError
 
 
 def add_options(parser: argparse._ActionsContainer, config: type, skip: Sequence[str] = ()) -> None:
@@ -15,6 +18,7 @@ def add_options(parser: argparse._ActionsContainer, config: type, skip: Sequence
 
     skip: fields that get none.
     """
+    limits = ranges.declared(config)
     for f in fields(config):
         if f.name in skip:
             continue
@@ -25,10 +29,10 @@ def add_options(parser: argparse._ActionsContainer, config: type, skip: Sequence
             option["action"] = argparse.BooleanOptionalAction
         elif kind is tuple:
             element: Any = str if "str" in str(f.type) else int
-            option.update(type=lambda text, element=element: tuple(element(v) for v in text.split(",")), metavar="A,B")
+            option.update(type=_list(_number(element, limits.get(f.name))), metavar="A,B")
             default = ",".join(map(str, default)) if default else default
         else:
-            option.update(type=kind, metavar=kind.__name__.upper())
+            option.update(type=_number(kind, limits.get(f.name)), metavar=kind.__name__.upper())
         help_text = f"{comments(config)[f.name]} (default: {default})".replace("%", "%%")
         parser.add_argument(f"--{f.name.replace('_', '-')}", help=help_text, **option)
 
@@ -43,3 +47,43 @@ def comments(config: type) -> dict[str, str]:
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """What was given of the options of `add_options`."""
     return {key.removeprefix("field_"): value for key, value in vars(args).items() if key.startswith("field_")}
+
+
+def running(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that say how to run, as every function takes them that a command calls."""
+    return {"device": args.device, "dtype": args.dtype, "workers": args.workers, "progress": not args.quiet}
+
+
+def number(hint: Any) -> Callable[[str], Any]:
+    """What makes a number of a word, within the range that `hint` declares (`ranges.Count` and the like)."""
+    found = ranges.bounds(hint)
+    assert found is not None
+    return _number(found[0], found)
+
+
+def _number(kind: type, limits: tuple[type, ranges.Within] | None) -> Callable[[str], Any]:
+    if kind not in (int, float):
+        return kind
+
+    def read(word: str) -> Any:
+        try:
+            value = kind(word)
+        except (ValueError, OverflowError) as error:
+            raise argparse.ArgumentTypeError(f"must be a {'whole ' * (kind is int)}number, not {word!r}") from error
+        if limits is not None and value not in limits[1]:
+            raise argparse.ArgumentTypeError(f"must be {limits[1]}, not {word}")
+        return value
+
+    return read
+
+
+def _list(element: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """What makes a tuple of words with commas between them."""
+
+    def read(words: str) -> tuple[Any, ...]:
+        try:
+            return tuple(element(word) for word in words.split(","))
+        except (ValueError, InputError) as error:
+            raise argparse.ArgumentTypeError(f"{words!r} is no list with commas: {error}") from error
+
+    return read

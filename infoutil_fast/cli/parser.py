@@ -10,33 +10,43 @@ from typing import Any
 from infoutil_fast import methods
 from infoutil_fast._version import __version__
 from infoutil_fast.cli import bench
-from infoutil_fast.cli.options import add_options
+from infoutil_fast.cli.commands import method_of
+from infoutil_fast.cli.options import add_options, number
+from infoutil_fast.cli.words import Parser, parsed
 from infoutil_fast.models.import_checkpoint import NORMALISATIONS
 from infoutil_fast.pipeline.export_rded import LAYOUTS
+from infoutil_fast.ranges import Count, Seed, Share, Whole
 from infoutil_fast.scoring.score_images import FORMATS, KINDS
 from infoutil_fast.sets.labels import KINDS as LABELS
 from infoutil_fast.synthesis.experts import ExpertRecipe
 from infoutil_fast.training.recipes import RECIPES, StudentRecipe
 from infoutil_fast.training.teaching import EARLY, Recipe
+from infoutil_fast.types import InputError
 
 Command = Callable[..., None]
-SOURCE = "folder, .npz, CIFAR batches, digits or demo"
+DEFAULT = "infoutil"  # method
+SOURCE = "folder, .npz, CIFAR batches, hf:NAME, digits or demo"
 TEACHER = "checkpoint or its folder, torchvision:NAME, timm:NAME"
 
 
-def parser(words: Sequence[str], run: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """The parser of all commands; `run` says what each calls. `words` will be parsed: the method in them has its own options."""
-    whole = argparse.ArgumentParser(prog="infoutil", description="Training-free dataset distillation.")
+def parse(words: Sequence[str], run: Mapping[str, Command]) -> argparse.Namespace:
+    """The words of a command line; `run` says what each command calls. Raises `InputError` for what is no command or option."""
+    return parsed(_whole(words, run), words, ("--json", "--quiet"))
+
+
+def _whole(words: Sequence[str], run: Mapping[str, Command]) -> Parser:
+    """The parser of all commands. `words` will be parsed: the method in them has its own options."""
+    whole = Parser(prog="infoutil", description="Training-free dataset distillation.")
     whole.add_argument("--version", action="version", version=f"infoutil_fast {__version__}")
     commands = whole.add_subparsers(required=True, metavar="command")
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print figures as one JSON object")
     common.add_argument("--quiet", action="store_true", help="no progress bars, warnings only")
-    running = argparse.ArgumentParser(add_help=False)
+    running = Parser(add_help=False)
     running.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     running.add_argument("--dtype", default="auto", help="of the forwards: auto, float32, bfloat16")
-    running.add_argument("--workers", type=int, default=2, help="threads that read images")
-    shared = [common, running]
+    running.add_argument("--workers", type=number(Whole), default=2, help="threads that read images")
+    shared: list[argparse.ArgumentParser] = [common, running]
     _teach(commands, shared, run["teach"])
     _experts(commands, shared, run["experts"])
     _distill(commands, shared, run["distill"], words)
@@ -51,9 +61,20 @@ def parser(words: Sequence[str], run: Mapping[str, Command]) -> argparse.Argumen
     return whole
 
 
+def _source(parser: argparse.ArgumentParser, **options: Any) -> None:
+    """SOURCE, and the share of it that is held out where it has no validation split."""
+    parser.add_argument("source", help=SOURCE, **options)
+    parser.add_argument(
+        "--split",
+        type=number(Share),
+        metavar="SHARE",
+        help="of each class to hold out for validation, where SOURCE has no validation split (as SOURCE@split=0.1,seed=0)",
+    )
+
+
 def _teach(commands: Any, shared: list[argparse.ArgumentParser], run: Command) -> None:
     parser = commands.add_parser("teach", parents=shared, help="train a teacher", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("source", help=SOURCE)
+    _source(parser)
     parser.add_argument("out", type=Path, help="folder of the checkpoints")
     parser.add_argument("--from-checkpoint", type=Path, help="take the weights of --net from this file of another project; train nothing")
     parser.add_argument("--normalisation", default="auto", choices=NORMALISATIONS, help="that the checkpoint was trained with")
@@ -65,7 +86,7 @@ def _teach(commands: Any, shared: list[argparse.ArgumentParser], run: Command) -
 
 def _experts(commands: Any, shared: list[argparse.ArgumentParser], run: Command) -> None:
     parser = commands.add_parser("experts", parents=shared, help="train expert trajectories (mtt, tesla, datm)")
-    parser.add_argument("source", help=SOURCE)
+    _source(parser)
     parser.add_argument("out", type=Path, help="folder of the experts")
     parser.add_argument("--from-buffers", type=Path, help="take them from the replay_buffer_*.pt in this folder instead of training")
     parser.add_argument("--to-buffers", type=Path, help="afterwards write them as replay_buffer_*.pt into this folder")
@@ -75,20 +96,21 @@ def _experts(commands: Any, shared: list[argparse.ArgumentParser], run: Command)
 
 
 def _distill(commands: Any, shared: list[argparse.ArgumentParser], run: Command, words: Sequence[str]) -> None:
+    method = _method(words)
     parser = commands.add_parser("distill", parents=shared, help="make a distilled set", conflict_handler="resolve")
-    method = methods.load(_method(words))
-    parser.add_argument("source", nargs="?", help=SOURCE)
+    chosen = methods.load(method)
+    _source(parser, nargs="?")
     parser.add_argument("out", type=Path, help="folder of the set")
     parser.add_argument("--teacher", help=f"{TEACHER}; mtt, tesla, datm: folder of experts; none for a method with --net")
     parser.add_argument("--label-teacher", help="another teacher for the soft labels (the paper's early one)")
     parser.add_argument("--score-teacher", help="another teacher to score windows by, an early snapshot say")
-    parser.add_argument("--method", default=method.name, choices=methods.available())
-    parser.add_argument("--preset", help=f"the method's published settings: {', '.join(method.presets) or 'this method has none'}")
-    parser.add_argument("--config", type=Path, help="meta.json of a set: make it again")
-    parser.add_argument("--batch", type=int, default=0, help="forwards at once; 0: 64 on the CPU, 512 on CUDA")
+    parser.add_argument("--method", default=method, choices=methods.available())
+    parser.add_argument("--preset", help=f"the method's published settings: {', '.join(chosen.presets) or 'this method has none'}")
+    parser.add_argument("--config", type=Path, help="meta.json of a set, under any name: make it again")
+    parser.add_argument("--batch", type=number(Whole), default=0, help="forwards at once; 0: 64 on the CPU, 512 on CUDA")
     parser.add_argument("--overwrite", action="store_true", help="replace the set at OUT")
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done; write nothing")
-    add_options(parser, method.config)
+    add_options(parser, chosen.config)
     parser.set_defaults(run=run)
 
 
@@ -96,9 +118,9 @@ def _evaluate(commands: Any, shared: list[argparse.ArgumentParser], run: Command
     parser = commands.add_parser("evaluate", parents=shared, help="train students on a set")
     parser.add_argument("set", type=Path)
     parser.add_argument("--student", default="convnet3", help="net, see `infoutil info`")
-    parser.add_argument("--seeds", type=int, default=3, help="students")
-    parser.add_argument("--seed", type=int, default=0, help="of the first student; the others follow")
-    parser.add_argument("--ipc", type=int, help="only the first images of each class")
+    parser.add_argument("--seeds", type=number(Count), default=3, help="students")
+    parser.add_argument("--seed", type=number(Seed), default=0, help="of the first student; the others follow")
+    parser.add_argument("--ipc", type=number(Count), help="only the first images of each class")
     parser.add_argument("--labels", default="online", choices=LABELS, help="the teacher on every batch, stored logits, or class numbers")
     parser.add_argument("--recipe", "--preset", default="rded", choices=list(RECIPES), help="rded-code: all that RDED's public code does")
     parser.add_argument("--teacher", help="on-line teacher, if not the set's own")
@@ -112,6 +134,7 @@ def _report(commands: Any, shared: list[argparse.ArgumentParser], run: Command) 
     parser = commands.add_parser("report", parents=shared[:1], help="write a set's HTML page")
     parser.add_argument("set", type=Path)
     parser.add_argument("--out", type=Path, help="default: SET/report.html")
+    parser.add_argument("--source", help="where the images are, if not where the set came from")
     parser.set_defaults(run=run)
 
 
@@ -136,8 +159,8 @@ def _score(commands: Any, shared: list[argparse.ArgumentParser], run: Command) -
         scoring.add_argument("out", type=Path, help="folder of the scores and pictures")
         scoring.add_argument("--teacher", required=True, help=TEACHER)
         scoring.add_argument("--split", default="train", choices=("train", "val"), help="of a source")
-        scoring.add_argument("--per-class", type=int, default=0, help="so many images of each class, drawn by --seed; 0: all")
-        scoring.add_argument("--seed", type=int, default=0)
+        scoring.add_argument("--per-class", type=number(Whole), default=0, help="so many images of each class, drawn by --seed; 0: all")
+        scoring.add_argument("--seed", type=number(Seed), default=0)
         scoring.add_argument("--format", default="npz", choices=FORMATS, help="of the table")
         add_options(scoring, options)
         scoring.set_defaults(run=run, kind=kind)
@@ -150,15 +173,15 @@ def _calibrate(commands: Any, shared: list[argparse.ArgumentParser], run: Comman
         help="judge the Shapley designs by exact values on a teacher",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("source", help=SOURCE)
+    _source(parser)
     parser.add_argument("--teacher", required=True, default=argparse.SUPPRESS, help=TEACHER)
     parser.add_argument("--out", type=Path, default=Path("infoutil-calibration"), help="folder of games, rows and curves")
-    parser.add_argument("--images", type=int, default=64, help="validation images, each with 2^(grid^2) forwards")
-    parser.add_argument("--grid", type=int, default=4, help="patches a side, 2 to 4")
-    parser.add_argument("--draws", type=int, default=10, help="of each sampled design")
-    parser.add_argument("--seed", type=int, default=0, help="of the images and the draws")
+    parser.add_argument("--images", type=number(Count), default=64, help="validation images, each with 2^(grid^2) forwards")
+    parser.add_argument("--grid", type=number(Count), default=4, help="patches a side, 2 to 4")
+    parser.add_argument("--draws", type=number(Count), default=10, help="of each sampled design")
+    parser.add_argument("--seed", type=number(Seed), default=0, help="of the images and the draws")
     parser.add_argument("--formats", action="store_true", help="also what bfloat16 changes against float32")
-    parser.add_argument("--batch", type=int, default=0, help="forwards at once; 0: by memory")
+    parser.add_argument("--batch", type=number(Whole), default=0, help="forwards at once; 0: by memory")
     parser.set_defaults(run=run)
 
 
@@ -170,18 +193,26 @@ def _info(commands: Any, shared: list[argparse.ArgumentParser], run: Command) ->
 def _demo(commands: Any, shared: list[argparse.ArgumentParser], run: Command) -> None:
     parser = commands.add_parser("demo", parents=shared, help="the whole job on images that the package draws itself")
     parser.add_argument("out", type=Path, nargs="?", default=Path("infoutil-demo"), help="folder (default: infoutil-demo)")
-    parser.add_argument("--seeds", type=int, default=3, help="students of each set")
+    parser.add_argument("--seeds", type=number(Count), default=3, help="students of each set")
     parser.set_defaults(run=run)
 
 
 def _method(words: Sequence[str]) -> str:
-    """The method asked for, before parsing: its options are part of the parser."""
-    for i, word in enumerate(words):
-        if word.startswith("--method="):
-            return _known(word.split("=", 1)[1])
-        if word == "--method" and i + 1 < len(words):
-            return _known(words[i + 1])
-    return "infoutil"
+    """The method of `distill`, before parsing: its options are part of the parser. That of --config, else --method, else the default."""
+    own = [word for word in words if word not in ("--json", "--quiet")]
+    if own[:1] != ["distill"]:
+        return DEFAULT
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--method")
+    early.add_argument("--config", type=Path)
+    try:
+        found, _ = early.parse_known_args(own)
+    except argparse.ArgumentError:  # an option without its value: the whole parser says so
+        return DEFAULT
+    again = method_of(found.config) if found.config else None
+    if found.method and again and found.method != again:
+        raise InputError(f"{found.config} is of the method {again}, --method says {found.method}: leave out one of the two")
+    return _known(again or found.method or DEFAULT)
 
 
 def _known(name: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,37 +14,66 @@ import numpy as np
 from PIL import Image
 
 from infoutil_fast.data import cifar, demo_images, svhn
+from infoutil_fast.data.holdout import Holdout, refuse
 from infoutil_fast.data.source import Source, Split, Triple, default_size
 from infoutil_fast.runtime.memory import refuse_beyond_memory
-from infoutil_fast.types import InputError
+from infoutil_fast.types import InputError, first_line
 
-NPZ_KEYS = (("train_x", "train_y", "test_x", "test_y"), ("x_train", "y_train", "x_test", "y_test"))
+log = logging.getLogger(__name__)
+NPZ_WORDS = (("x", "y"), ("images", "labels"), ("imgs", "labels"), ("data", "labels"), ("data", "targets"))  # of images and labels
+NPZ_VAL = ("val", "valid", "validation", "test", "testing")  # the first that is there
+BATCHES = ("data_batch_1", "test_batch", "batches.meta", "train", "test", "meta")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10: tuple[Triple, Triple] = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100: tuple[Triple, Triple] = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
 SVHN: tuple[Triple, Triple] = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
 
 
-def npz(path: Path) -> Source:
+def npz(path: Path, holdout: Holdout | None = None) -> Source:
+    """Arrays of training and validation images under the names of `NPZ_WORDS`; without validation images those of `holdout`."""
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path} is no .npz file (no zip archive)")
     try:
         with np.load(path, allow_pickle=False) as file:
-            keys = next((keys for keys in NPZ_KEYS if set(keys) <= set(file.files)), None)
-            if keys is None:
-                wanted = " or ".join(", ".join(keys) for keys in NPZ_KEYS)
-                raise InputError(f"{path} has the keys {', '.join(file.files) or '(none)'}; needed are {wanted}")
-            taken = [*keys, *(["class_names"] if "class_names" in file.files else [])]
+            train, val = _npz_keys(path, file.files, holdout)
+            taken = [*train, *(val or ()), *(["class_names"] if "class_names" in file.files else [])]
             _check_sizes(path, file, taken)
             found = {key: file[key] for key in taken}
+            if unused := sorted(set(file.files) - set(taken)):
+                log.info("%s: not used are %s", path, ", ".join(unused))
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise many kinds on damaged files; each is named
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200] or type(error).__name__}") from error
-    train_x, train_y, val_x, val_y = (found[key] for key in keys)
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
     names = found.get("class_names")
     classes = None if names is None else tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names.ravel())
-    return from_arrays(path.stem, str(path), classes, (train_x, train_y), (val_x, val_y))
+    both = [(found[images], found[labels]) for images, labels in (train, val or train)]
+    source = from_arrays(path.stem, str(path), classes, both[0], both[1])
+    if holdout is None:
+        return source
+    parts = holdout.of(source.train, source.classes)
+    return replace(source, spec=f"{path}{holdout}", train=parts[0], val=parts[1])
+
+
+def _npz_keys(path: Path, names: Sequence[str], holdout: Holdout | None) -> tuple[tuple[str, str], tuple[str, str] | None]:
+    """The keys of training images and labels and of validation ones (None with a holdout), in any case of letters."""
+    by_lower = {name.lower(): name for name in names}
+
+    def pair(*parts: str) -> tuple[str, str] | None:
+        forms = [(form(part, x), form(part, y)) for part in parts for x, y in NPZ_WORDS for form in ("{}_{}".format, "{1}_{0}".format)]
+        return next(((by_lower[x], by_lower[y]) for x, y in forms or NPZ_WORDS if {x, y} <= by_lower.keys()), None)
+
+    val = pair(*NPZ_VAL)
+    train = pair("train", "training") or (None if val else pair())
+    if val is not None:
+        refuse(f"{path} ({', '.join(val)})", holdout)
+    if train is None or (val is None and holdout is None):
+        how = "; --split 0.1 holds out a tenth of each class" if train else ""
+        raise InputError(
+            f"{path} has the keys {', '.join(names) or '(none)'}; needed are train_x, train_y, test_x, test_y or x_train, y_train, x_test, "
+            f"y_test or train_images, train_labels, val_images, val_labels{how}"
+        )
+    return train, val
 
 
 def _check_sizes(path: Path, file: np.lib.npyio.NpzFile, keys: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from infoutil_fast.types import InputError
+from infoutil_fast.types import InputError, first_line
 
 LARGEST = 400_000_000  # bytes of a file; the largest that was published, CIFAR-100's train, has 155 million
 
@@ -57,7 +57,7 @@ def _files(path: Path) -> dict[str, bytes]:
     except InputError:
         raise
     except Exception as error:  # tarfile, gzip and zlib raise many kinds on damaged archives; each is named
-        raise InputError(f"{path} cannot be read: {_one_line(error)}") from error
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def _refuse_large(path: Path, sizes: dict[str, int]) -> None:
@@ -65,15 +65,11 @@ def _refuse_large(path: Path, sizes: dict[str, int]) -> None:
         raise InputError(f"{path}: {large[0]} of {sizes[large[0]]:,} bytes is no CIFAR batch")
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _load(path: Path, name: str, data: bytes) -> dict[Any, Any]:
     try:
         batch = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # a broken pickle can raise anything; none of it is hidden
-        raise InputError(f"{path}: {name} is no CIFAR batch: {_one_line(error)}") from error
+        raise InputError(f"{path}: {name} is no CIFAR batch: {first_line(error)}") from error
     if not isinstance(batch, dict):
         raise InputError(f"{path}: {name} is no CIFAR batch: it holds a {type(batch).__name__}, not a dict")
     return batch

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,10 @@ EXTENSIONS = (
 )
 PIXELS = 89_478_485  # of the largest image that is decoded, 256 MiB as RGB: Pillow's own bound
 ORIENTATION = 0x0112
+
+log = logging.getLogger(__name__)
+_told: set[int] = set()  # bits that a warning was given for
+_here = threading.local()
 
 Image.init()
 FORMATS = tuple(name for name in READ if name in Image.OPEN)  # a Pillow may be built without some
@@ -47,6 +53,11 @@ def decode(file: BinaryIO, name: str) -> np.ndarray:
         return np.array(_rgb(image))
 
 
+def reading() -> str:
+    """The image that this thread decodes just now, "" for none: what a warning of Pillow is about."""
+    return getattr(_here, "name", "")
+
+
 @contextmanager
 def _file(path: Path) -> Iterator[BinaryIO]:
     try:
@@ -63,6 +74,7 @@ def _file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
+    _here.name = name
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > PIXELS:
@@ -73,6 +85,8 @@ def _opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
             raise InputError(f"{name} cannot be read: {error.strerror}") from error
         said = "no known image format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())[:160]
         raise UnreadableError(f"{name} cannot be read as an image: {said or type(error).__name__}") from error
+    finally:
+        _here.name = ""
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -100,8 +114,13 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The upper 8 of 16 bits; Pillow itself would clip at 255."""
+    """The upper 8 of the bits in use: 16, or 12 or 8 where no value is larger (X-rays). Pillow itself would clip at 255."""
     values = np.asarray(image)
     if image.mode == "I" and (image.format not in ("PNG", "PPM") or values.min() < 0 or values.max() > 0xFFFF):
         raise ValueError("32-bit integer pixels have no known range")
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    largest = int(values.max())
+    bits = 16 if largest > 0xFFF else 12 if largest > 0xFF else 8
+    if bits < 16 and largest and bits not in _told:
+        _told.add(bits)
+        log.warning("%s has 16-bit pixels of at most %d: it and others like it are read as %d bits", reading(), largest, bits)
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,9 +11,6 @@ from torch import Tensor
 
 from infoutil_fast.data import Split
 from infoutil_fast.types import InputError
-
-log = logging.getLogger(__name__)
-
 
 IN_MEMORY = 4 << 30  # bytes of decoded pixels that are kept; larger splits are decoded again every epoch
 

@@ -1,43 +1,67 @@
-"""Image folders: the images of train/ and val/, a folder for each class, and Tiny-ImageNet's list of validation labels."""
+"""Image folders: training and validation images in a folder for each class, under the names and in the places that people give them."""
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from infoutil_fast.data import decode
+from infoutil_fast.data import decode, lists, walk
+from infoutil_fast.data.holdout import Holdout, refuse
 from infoutil_fast.data.imagenet_subsets import subset
 from infoutil_fast.data.source import IMAGENET, Source, Split, default_size
+from infoutil_fast.data.walk import Left
 from infoutil_fast.types import InputError, UnreadableError
 
-VAL_FOLDERS = ("val", "validation", "test")  # the first that is there
-ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet: a line for each file of val/images/, its name and its class first
+log = logging.getLogger(__name__)
+TRAIN_FOLDERS = ("train", "training")  # in any case of letters
+VAL_FOLDERS = ("val", "valid", "validation", "test", "testing")  # the first that is there
+DEEP = 3  # folders that an archive may have put around the data
+SPLIT = "--split 0.1 (or FOLDER@split=0.1) holds out a tenth of each class"
 
 Found = tuple[tuple[str, ...], np.ndarray]  # file names relative to the root, sorted within each class; labels [N] int64
 
 
-def open_folder(root: Path, name: str | None = None) -> Source:
-    """The source in a folder; `name` one of the lists of `subsets`: only its classes, in the order of their ids.
+@dataclass(frozen=True)
+class Layout:
+    """Where in `root` the training and validation images are; "" for the root itself, None for no validation images."""
+
+    root: Path
+    train: str
+    val: str | None
+
+
+def open_folder(folder: Path, name: str | None = None, holdout: Holdout | None = None) -> Source:
+    """The source in a folder; `name` one of the lists of `imagenet_subsets`: only its classes, in the order of their ids.
+
+    holdout: the validation images to draw, where the folder has none.
 
     Raises `InputError` when the folder is no source or lacks a class of the list, or when none of its images can be decoded.
     """
     full, wanted = subset(name) if name else (None, None)
-    classes, train, val = scan(root, wanted)
-    splits = [Split(names, labels, partial(read, root, names)) for names, labels in (train, val)]
-    if full is None:
-        return Source(root.name, str(root), classes, splits[0], splits[1], _default_size(root, train[0]), *IMAGENET)
-    spec = f"{root}@{full}"
-    return Source(f"{root.name}@{full}", spec, classes, splits[0], splits[1], _default_size(root, train[0]), *IMAGENET)
+    left = Left(folder)
+    place = layout(folder, left)
+    if place.val is not None:
+        refuse(str(place.root / place.val), holdout)
+    elif holdout is None:
+        _refuse_whole(place)
+    left.root = place.root
+    classes, train, val = scan(place, left, wanted)
+    left.tell()
+    whole = Split(train[0], train[1], partial(read, place.root, train[0]))
+    splits = (whole, Split(val[0], val[1], partial(read, place.root, val[0]))) if holdout is None else holdout.of(whole, classes)
+    tail = (f"@{full}" if full else "") + ("" if holdout is None else str(holdout))
+    return Source(f"{place.root.name}{tail}", f"{place.root}{tail}", classes, *splits, _default_size(place.root, train[0]), *IMAGENET)
 
 
 def read(root: Path, names: Sequence[str], position: int) -> np.ndarray:
-    """One image as [H, W, 3] uint8 RGB, see `images.read`."""
+    """One image as [H, W, 3] uint8 RGB, see `decode.read`."""
     return decode.read(root / names[position])
 
 
@@ -56,75 +80,150 @@ def _short_sides(root: Path, names: Sequence[str]) -> Iterator[int]:
             yield decode.short_side(root / name)
 
 
-def scan(root: Path, wanted: Sequence[str] | None = None) -> tuple[tuple[str, ...], Found, Found]:
-    """Class names (the sorted folders in train/, or `wanted`), training and validation files; a class folder may have folders of its own.
+# Where the data are
 
-    Names that begin with a dot are passed over. Raises `InputError` for a missing split, an empty class, or a validation class that train/
-    lacks.
+
+def layout(folder: Path, left: Left, deep: int = DEEP) -> Layout:
+    """Which folders hold what. A folder called train that has images but no folders is a class of that name, not a split.
+
+    Raises `InputError` where nothing in the folder can be training images.
     """
-    inside = sorted(entry.name for entry in root.iterdir())
-    val = next((name for name in VAL_FOLDERS if (root / name).is_dir()), None)
-    if val is None or not (root / "train").is_dir():
-        there = ", ".join(inside[:8]) + (", ..." if len(inside) > 8 else "") or "nothing"
-        raise InputError(f"{root} needs train/ and val/ (or validation/, test/) with a folder for each class; it has {there}")
-    classes = _class_folders(root / "train")
-    if wanted is not None and (absent := sorted(set(wanted) - set(classes))):
-        raise InputError(f"{root / 'train'} lacks {len(absent)} of the {len(wanted)} classes of the list: {', '.join(absent[:3])}, ...")
-    if (root / val / ANNOTATIONS).is_file():
-        held_out = _annotated(root, val, classes, wanted or classes)
-    else:
-        if strange := sorted(set(_class_folders(root / val)) - set(classes)):
-            raise InputError(
-                f"{root / val} has class {strange[0]!r}, which train/ has not ({len(strange)} such; train/ has {len(classes)})"
-            )
-        held_out = _find(root, val, wanted or classes)
-    if not len(held_out[0]):
-        raise InputError(f"{root / val} has no image of these {len(wanted or classes)} classes")
-    return tuple(wanted or classes), _find(root, "train", wanted or classes), held_out
-
-
-def _annotated(root: Path, val: str, classes: Sequence[str], wanted: Sequence[str]) -> Found:
-    """Files of val/images/ by the class that `ANNOTATIONS` gives them."""
-    rows = [line.split("\t")[:2] for line in (root / val / ANNOTATIONS).read_text("utf-8", "replace").splitlines() if line.strip()]
-    folder = root / val / "images"
-    there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    if bad := next((row for row in rows if len(row) < 2 or row[1] not in classes or row[0] not in there), None):
+    inside, _ = walk.entries(folder, Left(folder))
+    train = [name for name in inside if name.lower() in TRAIN_FOLDERS and _folders(folder / name)]
+    val = sorted((name for name in inside if name.lower() in VAL_FOLDERS), key=lambda name: VAL_FOLDERS.index(name.lower()))
+    if twice := (train[1:] and train) or [name for name in val if name.lower() == val[0].lower()][1:]:
         raise InputError(
-            f"{root / val / ANNOTATIONS} has the line {' '.join(bad)[:80]!r}: needed are a file of {folder} and a class of train/"
+            f"{folder} has more than one {twice[0].lower()} folder ({', '.join(train if len(train) > 1 else val)}): rename one"
         )
+    if train:
+        others = [name for name in inside if name not in (train[0], *val[:1])]
+        classes = [name for name in others if _images(folder / name)]
+        if classes and not val:
+            raise InputError(
+                f"{folder} has {train[0]}/ with folders in it, and images in {walk.some(classes, 3)}: is {train[0]} a class or a split? "
+                "Move the others away, or give each class folders of images only"
+            )
+        left.add(walk.BESIDE, *others)
+        return Layout(folder, train[0], val[0] if val else None)
+    nested = [name for name in inside if _is_split(folder / name)]
+    if len(nested) > 1:
+        raise InputError(f"{folder} holds {len(nested)} sources: give one, such as {folder / nested[0]} or {folder / nested[1]}")
+    if deep and (nested or (len(inside) == 1 and _folders(folder / inside[0]) and not _images(folder))):
+        log.info("%s: reading %s", folder, folder / (nested or inside)[0])
+        return layout(folder / (nested or inside)[0], left, deep - 1)
+    flat = [name for name in inside if name.lower() in (*TRAIN_FOLDERS, *VAL_FOLDERS)]
+    if len(inside) < 2 or len(flat) == len(inside):
+        there = walk.some(sorted(entry.name for entry in folder.iterdir()), 8) or "nothing"
+        raise InputError(f"{folder} needs train/ and val/ (or valid/, validation/, test/) with a folder for each class; it has {there}")
+    return Layout(folder, "", None)
+
+
+def has_splits(folder: Path) -> bool:
+    """Whether a folder has training and validation images of its own or further down, as `open_folder` takes them without a holdout."""
+    try:
+        return layout(folder, Left(folder)).val is not None
+    except InputError:
+        return False
+
+
+def _is_split(folder: Path) -> bool:
+    inside = {name.lower(): name for name in _folders(folder)}
+    return any(name in inside and _folders(folder / inside[name]) for name in TRAIN_FOLDERS)
+
+
+def _folders(folder: Path) -> list[str]:
+    return walk.entries(folder, Left(folder))[0]
+
+
+def _images(folder: Path) -> list[str]:
+    return walk.entries(folder, Left(folder))[1]
+
+
+def _refuse_whole(place: Layout) -> None:
+    """Raise `InputError` saying how to make a validation split."""
+    if place.train:
+        raise InputError(f"{place.root} has {place.train}/ but no val/ (or valid/, validation/, test/): {SPLIT}")
+    there = walk.some(_folders(place.root), 8)
+    raise InputError(f"{place.root} needs train/ and val/ with a folder for each class; it has {there}. If these are the classes, {SPLIT}")
+
+
+# What is in it
+
+
+def scan(place: Layout, left: Left, wanted: Sequence[str] | None = None) -> tuple[tuple[str, ...], Found, Found]:
+    """Class names (the sorted folders of training images, or `wanted`), training and validation files; a class folder may have folders.
+
+    Raises `InputError` for an empty class, or a validation class that the training images lack.
+    """
+    root, top = place.root, place.root / place.train
+    classes = _class_folders(top, left)
+    if not place.train:  # anything may lie beside class folders that have no folder of their own
+        empty = [name for name in classes if next(walk.image_names(root, name, Left(root)), None) is None]
+        left.add(walk.EMPTY, *empty)
+        classes = tuple(name for name in classes if name not in empty)
+    if not classes:
+        raise InputError(f"{top} has no class folders")
+    if wanted is not None and (absent := sorted(set(wanted) - set(classes))):
+        raise InputError(f"{top} lacks {len(absent)} of the {len(wanted)} classes of the list: {', '.join(absent[:3])}, ...")
+    named = tuple(wanted or classes)
+    if place.val is None:
+        return named, _find(root, place.train, named, left), ((), np.empty(0, np.int64))
+    held_out = _held_out(root, place.val, place.train, classes, named, left)
+    if not len(held_out[0]):
+        raise InputError(f"{root / place.val} has no image of these {len(named)} classes")
+    return named, _find(root, place.train, named, left), held_out
+
+
+def _held_out(root: Path, val: str, train: str, classes: Sequence[str], wanted: Sequence[str], left: Left) -> Found:
+    """Validation files: in class folders, else by a list of labels."""
+    folders, flat = walk.entries(root / val, Left(root))
+    if not set(folders) & set(classes):
+        images = [*flat, *(f"images/{name}" for name in (_images(root / val / "images") if "images" in folders else ()))]
+        if images and not set(folders) - {"images"}:
+            return _listed(root, val, images, classes, wanted, left)
+    strange = [name for name in folders if name not in classes and next(walk.image_names(root, f"{val}/{name}", Left(root)), None)]
+    if strange:
+        raise InputError(
+            f"{root / val} has class {strange[0]!r}, which {train}/ has not ({len(strange)} such; {train}/ has {len(classes)})"
+        )
+    left.add(walk.EMPTY, *(f"{val}/{name}" for name in folders if name not in classes))
+    left.add(walk.STRAY, *(f"{val}/{name}" for name in flat))
+    return _find(root, val, wanted, left)
+
+
+def _listed(root: Path, val: str, images: Sequence[str], classes: Sequence[str], wanted: Sequence[str], left: Left) -> Found:
+    """Files of val/ or val/images/ by the class that a list gives them."""
+    place = {name.rpartition("/")[2]: name for name in images}
+    told = lists.labels(root, val, list(place), classes)
+    if told is None:
+        raise InputError(
+            f"{root / val} has {len(images)} images without class folders (flat), such as {images[0]}: sort them into a folder for each "
+            f"class (for ILSVRC as valprep.sh does), or put a list beside them, {val}/labels.txt, with a line 'FILE CLASS' for each"
+        )
+    log.info("the classes of %s are from %s", root / val, told[1])
+    left.add(walk.UNLISTED, *(f"{val}/{name}" for file, name in place.items() if file not in told[0]))
     label = {name: i for i, name in enumerate(wanted)}
-    found = sorted((label[name], f"{val}/images/{file}") for file, name in rows if name in label)
+    found = sorted((label[name], f"{val}/{place[file]}") for file, name in told[0].items() if name in label)
     return tuple(file for _, file in found), np.array([place for place, _ in found], np.int64)
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+def _class_folders(folder: Path, left: Left) -> tuple[str, ...]:
+    names, stray = walk.entries(folder, left)
     if not names:
         raise InputError(f"{folder} has no class folders")
-    return names
+    left.add(walk.STRAY, *(walk.relative(folder / name, left.root) for name in stray))
+    return tuple(names)
 
 
-def _find(root: Path, part: str, classes: Sequence[str]) -> Found:
+def _find(root: Path, part: str, classes: Sequence[str], left: Left) -> Found:
     names: list[str] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
         if not (root / part / class_name).is_dir():
             continue  # a validation split may lack classes
-        found = sorted(_image_names(root, f"{part}/{class_name}"))
+        found = sorted(walk.image_names(root, f"{part}/{class_name}" if part else class_name, left))
         if not found:
             raise InputError(f"class {class_name!r} has no image in {root / part / class_name} (known: {' '.join(decode.EXTENSIONS)})")
         names += found
         labels += [label] * len(found)
     return tuple(names), np.array(labels, np.int64)
-
-
-def _image_names(root: Path, under: str) -> Iterator[str]:
-    seen = set()  # a link to a folder above would have no end
-    for folder, inner, files in os.walk(root / under, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            inner.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        relative = Path(folder).relative_to(root).as_posix()
-        yield from (f"{relative}/{name}" for name in files if name.lower().endswith(decode.EXTENSIONS) and not name.startswith("."))

@@ -12,28 +12,33 @@ from typing import Any
 import numpy as np
 
 from infoutil_fast.data import decode
+from infoutil_fast.data.holdout import Holdout, refuse
 from infoutil_fast.data.source import IMAGENET, Source, Split, default_size
-from infoutil_fast.types import InputError, UnreadableError
+from infoutil_fast.types import InputError, UnreadableError, first_line
 
 VAL = ("validation", "valid", "val", "test")  # the first that is there
 LABELS = ("label", "labels", "fine_label")  # taken first where several columns hold classes
 SAVED = "dataset_dict.json"  # what save_to_disk writes for a set of several splits
 
 
-def open_dataset(spec: str) -> Source:
+def open_dataset(spec: str, holdout: Holdout | None = None) -> Source:
     """`hf:NAME`, `hf:NAME/CONFIG...` as on the hub, `hf:FOLDER`, each with `#COLUMN` for the labels where several columns could be.
 
-    Images are decoded by `images.decode`, not by the library. Raises `InputError` for a missing package or set, for other splits than a
-    training and a validation one, and for columns that do not tell image and class.
+    holdout: the validation images to draw, where the set has none. Images are decoded by `decode.decode`, not by the library. Raises
+    `InputError` for a missing package or set, for other splits than a training and a validation one, and for columns that do not tell
+    image and class.
     """
     name, _, column = spec.removeprefix("hf:").partition("#")
     found = _load(name)
     val = next((split for split in VAL if split in found), None)
-    if "train" not in found or val is None:
-        raise InputError(f"{spec} has the splits {', '.join(found) or '(none)'}; needed are train and one of {', '.join(VAL)}")
+    if val is not None:
+        refuse(f"{spec} (split {val})", holdout)
+    if "train" not in found or (val is None and holdout is None):
+        how = "" if "train" not in found else f", or --split 0.1 ({spec}@split=0.1), which holds out a tenth of each class"
+        raise InputError(f"{spec} has the splits {', '.join(found) or '(none)'}; needed are train and one of {', '.join(VAL)}{how}")
     image, label = _columns(spec, found["train"].features, column)
     classes = getattr(found["train"].features[label], "names", None)
-    splits = [_split(spec, part, found[part], image, label) for part in ("train", val)]
+    splits = [_split(spec, part, found[part], image, label) for part in ("train", val) if part]
     top = max(int(split.labels.max()) for split in splits)
     if classes is None:
         classes = [str(i) for i in range(top + 1)]
@@ -45,8 +50,10 @@ def open_dataset(spec: str) -> Source:
         )
         raise InputError(f"{spec} has {what}")
     local = Path(name).expanduser()
-    again = f"hf:{local.resolve() if local.is_dir() else name}" + (f"#{column}" if column else "")
-    return Source(name.rsplit("/", 1)[-1], again, tuple(map(str, classes)), splits[0], splits[1], _size(spec, splits[0]), *IMAGENET)
+    again = f"hf:{local.resolve() if local.is_dir() else name}" + (f"#{column}" if column else "") + str(holdout or "")
+    names = tuple(map(str, classes))
+    train, held_out = splits if holdout is None else holdout.of(splits[0], names)
+    return Source(name.rsplit("/", 1)[-1], again, names, train, held_out, _size(spec, splits[0]), *IMAGENET)
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -68,7 +75,7 @@ def _load(name: str) -> dict[str, Any]:
     except InputError:
         raise
     except Exception as error:  # network, cache, arrow and the library's own; each is named
-        raise InputError(f"hf:{name} cannot be opened: {type(error).__name__}: {' '.join(str(error).split())[:240]}") from error
+        raise InputError(f"hf:{name} cannot be opened: {first_line(error, named=True)}") from error
 
 
 def _columns(spec: str, features: Any, asked: str) -> tuple[str, str]:

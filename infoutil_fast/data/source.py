@@ -3,47 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from threading import Lock
-from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from infoutil_fast.data.decode import PIXELS
-from infoutil_fast.types import InputError, UnreadableError
+from infoutil_fast.data.reading import NAMED, Skipped, feed, squared, whole
+from infoutil_fast.types import InputError
 
 log = logging.getLogger(__name__)
 HELD = 2 << 30  # bytes of decoded images that a pool keeps in memory; what is beyond is decoded again when it is needed
-NAMED = 10  # undecodable files that are named one by one, and again at the end
 
-T = TypeVar("T")
 Triple = tuple[float, float, float]
 IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-class Skipped:
-    """Which images of a split were found undecodable, and why; copies of the split share it."""
-
-    def __init__(self) -> None:
-        self.why: dict[int, str] = {}  # position -> the error
-        self._lock = Lock()
-
-    def add(self, position: int, error: UnreadableError) -> None:
-        with self._lock:
-            if position not in self.why:
-                self.why[position] = str(error)
-                if len(self.why) <= NAMED:
-                    log.warning("left out: %s", error)
-
-    def among(self, positions: Iterable[int]) -> list[int]:
-        """Those of `positions` that were found undecodable, ascending."""
-        return sorted(self.why.keys() & {int(p) for p in positions})
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +30,7 @@ class Split:
     boxes: np.ndarray | None = None  # [N, 4] int64 top, left, bottom, right of the object, half-open (demo set only)
     skipped: Skipped = field(default_factory=Skipped)  # found so far
     drawn: np.ndarray | None = None  # [n] int64, what `held` was asked for, undecodable images among them
+    shapes: Mapping[int, tuple[int, int]] | None = None  # height and width of the held images
 
     def __len__(self) -> int:
         return len(self.names)
@@ -69,54 +44,46 @@ class Split:
         """
         rows = [int(p) for p in positions]
         out = np.empty((len(rows), 3, size, size), np.uint8)
-
-        def fill(row: int) -> None:
-            out[row] = square(self.read(rows[row]), size).transpose(2, 0, 1)
-
-        for _ in threaded(fill, range(len(rows)), workers):
-            pass
+        for row, image in enumerate(feed(self.read, rows, squared(size), workers)):
+            assert image is not None
+            out[row] = image.transpose(2, 0, 1)
         return torch.from_numpy(out)
 
     def readable(self, positions: Iterable[int], size: int, workers: int = 0) -> tuple[Tensor, np.ndarray]:
         """As `batch`, without the images that cannot be decoded, and the rows of `positions` [m] int64 that are left."""
         rows = [int(p) for p in positions]
         out = np.empty((len(rows), 3, size, size), np.uint8)
-
-        def fill(row: int) -> bool:
-            image = self.attempt(rows[row])
+        left: list[int] = []
+        for row, image in enumerate(feed(self.read, rows, squared(size), workers, self.skipped)):
             if image is not None:
-                out[row] = square(image, size).transpose(2, 0, 1)
-            return image is not None
-
-        there = np.fromiter(threaded(fill, range(len(rows)), workers), bool, len(rows))
-        left = np.flatnonzero(there)
-        for new, old in enumerate(left):  # in place: `out` may be most of the memory
-            if new != old:
-                out[new] = out[old]
-        return torch.from_numpy(out[: len(left)]), left
+                out[len(left)] = image.transpose(2, 0, 1)
+                left.append(row)
+        return torch.from_numpy(out[: len(left)]), np.array(left, np.int64)
 
     def attempt(self, position: int) -> np.ndarray | None:
         """The image, or None when it cannot be decoded: then it is remembered and logged."""
-        if position in self.skipped.why:
-            return None
-        try:
-            return self.read(position)
-        except UnreadableError as error:
-            self.skipped.add(position, error)
-            return None
+        return next(feed(self.read, [position], whole, 0, self.skipped))
+
+    def shape(self, position: int) -> tuple[int, int]:
+        """Height and width of an image, in pixels; of one that is held without decoding it again."""
+        if self.shapes is not None and position in self.shapes:
+            return self.shapes[position]
+        height, width = self.read(position).shape[:2]
+        return height, width
 
     def held(self, positions: Iterable[int], workers: int = 0, limit: int = HELD) -> tuple[Split, np.ndarray]:
         """This split with the images at `positions` decoded once, by `workers` threads, and those of them that can be decoded [m] int64.
 
-        Of the decoded images `limit` bytes stay in memory; the others are decoded again when they are read.
+        Of the decoded images `limit` bytes stay in memory; the others are decoded again when they are read, but not for their shape.
         """
         rows = [int(p) for p in positions]
         kept: dict[int, np.ndarray] = {}
-        there, held = [], 0
-        for row, image in zip(rows, threaded(self.attempt, rows, workers), strict=True):
+        shapes: dict[int, tuple[int, int]] = {}
+        held = 0
+        for row, image in zip(rows, feed(self.read, rows, whole, workers, self.skipped), strict=True):
             if image is None:
                 continue
-            there.append(row)
+            shapes[row] = image.shape[0], image.shape[1]
             if held + image.nbytes <= limit:
                 kept[row], held = image, held + image.nbytes
 
@@ -124,7 +91,8 @@ class Split:
             image = kept.get(position)
             return self.read(position) if image is None else image
 
-        return replace(self, read=read, drawn=np.array(rows, np.int64)), np.array(there, np.int64)
+        there = [row for row in rows if row in shapes]
+        return replace(self, read=read, drawn=np.array(rows, np.int64), shapes=shapes), np.array(there, np.int64)
 
     def of_rows(self, positions: Iterable[int]) -> Split:
         """The images at `positions` [n], in that order, as a split of their own."""
@@ -174,33 +142,6 @@ class Source:
                 log.warning(
                     "%d of %d %s images of %s cannot be decoded and were left out: %s", len(found), len(split), what, self.name, named
                 )
-
-
-def threaded(function: Callable[[int], T], values: Iterable[int], workers: int) -> Iterator[T]:
-    """`function` of each value, in order, in `workers` threads; few more results than threads wait at any time."""
-    if workers < 1:
-        yield from map(function, values)
-        return
-    left = iter(values)
-    with ThreadPoolExecutor(workers) as threads:
-        waiting = [threads.submit(function, value) for value in islice(left, 2 * workers)]
-        while waiting:
-            yield waiting.pop(0).result()
-            waiting += [threads.submit(function, value) for value in islice(left, 1)]
-
-
-def square(image: np.ndarray, size: int) -> np.ndarray:
-    """[H, W, 3] uint8 -> [size, size, 3]: short side to `size`, centre crop."""
-    height, width = image.shape[:2]
-    short = min(height, width)
-    if height * width * (size / short) ** 2 > PIXELS:  # a sliver: scaled as a whole it would not fit in memory
-        top, left = (height - short) // 2, (width - short) // 2
-        image, height, width = np.ascontiguousarray(image[top : top + short, left : left + short]), short, short
-    if short != size:
-        height, width = height * size // short, width * size // short
-        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    top, left = (height - size) // 2, (width - size) // 2
-    return image[top : top + size, left : left + size]
 
 
 def default_size(short_sides: Iterable[int]) -> int:

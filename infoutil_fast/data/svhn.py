@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from infoutil_fast.runtime.memory import refuse_beyond_memory
-from infoutil_fast.types import InputError
+from infoutil_fast.types import InputError, first_line
 
 FILES = ("train_32x32.mat", "test_32x32.mat")
 CLASSES = tuple("0123456789")
@@ -61,7 +61,5 @@ def _load(file: Path) -> Arrays:
     except InputError:
         raise
     except Exception as error:  # scipy raises many kinds on damaged files; each is named
-        raise InputError(
-            f"{file} cannot be read as a MATLAB 5 file: {' '.join(str(error).split())[:200] or type(error).__name__}"
-        ) from error
+        raise InputError(f"{file} cannot be read as a MATLAB 5 file: {first_line(error)}") from error
     return pixels.transpose(3, 0, 1, 2), digits.astype(np.int64) % 10

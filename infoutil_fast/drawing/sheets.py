@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from infoutil_fast.drawing.histograms import histogram
 from infoutil_fast.drawing.overlay import clipped, overlay, png
+from infoutil_fast.drawing.text import font
 
 Read = Callable[[int], np.ndarray]  # position -> [H, W, 3] uint8
 TILE, GAP, LINE = 128, 6, 15  # pixels
@@ -66,9 +67,9 @@ def _sheet(
 
 def sheet(lines: Sequence[tuple[str, Sequence[Tile]]], title: str) -> Image.Image:
     """A row for each line: its name, then its pictures on tiles, each with its caption below; the title on top."""
-    font, head = ImageFont.load_default(13), ImageFont.load_default(14)
+    small, head = font(12), font(13)
     names = [clipped(name) for name, _ in lines]
-    margin = max((round(font.getlength(name)) for name in names), default=0) + 16
+    margin = max((round(small.getlength(name)) for name in names), default=0) + 16
     across = max((len(tiles) for _, tiles in lines), default=0)
     width = max(margin + across * (TILE + GAP), 640)
     told = _wrapped(title, head, width - 16)
@@ -79,11 +80,11 @@ def sheet(lines: Sequence[tuple[str, Sequence[Tile]]], title: str) -> Image.Imag
         draw.text((8, 4 + 18 * i), line, fill="#222222", font=head)
     for r, (name, (_, tiles)) in enumerate(zip(names, lines, strict=True)):
         y = top + r * height
-        draw.text((margin - 8, y + TILE // 2), name, fill="#222222", font=font, anchor="rm")
+        draw.text((margin - 8, y + TILE // 2), name, fill="#222222", font=small, anchor="rm")
         for c, (image, caption) in enumerate(tiles):
             x = margin + c * (TILE + GAP)
             picture.paste(_fitted(image), (x, y))
-            draw.text((x + TILE // 2, y + TILE + LINE // 2), caption, fill="#555555", font=ImageFont.load_default(11), anchor="mm")
+            draw.text((x + TILE // 2, y + TILE + LINE // 2), caption, fill="#555555", font=font(10), anchor="mm")
     return picture
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from infoutil_fast.contract import EXPERTS, JOINT, Job, Run
 from infoutil_fast.data import Source
+from infoutil_fast.ranges import Count, NotNegative, Whole, checked
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.synthesis import published
 from infoutil_fast.synthesis.experts import Experts
@@ -26,14 +27,15 @@ check = long_enough
 JUDGES = 10  # experts that judge the start images and give their labels, after their last epoch
 
 
+@checked
 @dataclass(frozen=True)
 class Config(Matching):
-    iterations: int = 10_000  # updates of the synthetic images
-    min_start: int = 0  # segments start at this epoch or later
-    cur_start: int = 10  # segments of the first iteration start before this epoch
-    expansion_end: int = 1000  # iteration from which segments start anywhere before max_start; 0: from the first on
-    lr_y: float = 2.0  # learning rate of the labels
-    threshold: float = 0.0  # an iteration whose matching loss is larger changes nothing; 0: none
+    iterations: Count = 10_000  # updates of the synthetic images
+    min_start: Whole = 0  # segments start at this epoch or later
+    cur_start: Count = 10  # segments of the first iteration start before this epoch
+    expansion_end: Whole = 1000  # iteration from which segments start anywhere before max_start; 0: from the first on
+    lr_y: NotNegative = 2.0  # learning rate of the labels
+    threshold: NotNegative = 0.0  # an iteration whose matching loss is larger changes nothing; 0: none
     mode: str = "exact"  # gradient: unroll (T inner graphs), exact (the same, one graph), first_order
 
     def __post_init__(self) -> None:
@@ -41,7 +43,6 @@ class Config(Matching):
         one_of("mode", self.mode, ("unroll", *MODES))
         if not 0 <= self.min_start < self.cur_start <= self.max_start:
             raise InputError(f"needed is 0 <= min_start < cur_start <= max_start, not {self.min_start}, {self.cur_start}, {self.max_start}")
-        self.at_least(0, "lr_y", "threshold", "expansion_end")
 
 
 def window(cfg: Config, iteration: int) -> tuple[int, int]:

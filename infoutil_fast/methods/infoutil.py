@@ -13,6 +13,7 @@ from infoutil_fast.contract import Job, Run
 from infoutil_fast.data import Source
 from infoutil_fast.data.windows import random_windows, whole_windows, windows_at
 from infoutil_fast.models.teacher import Teacher, refuse_nan
+from infoutil_fast.ranges import Count, NotNegative, Part, Share, Whole, checked
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.runtime.seeds import file_generator
 from infoutil_fast.selection.choose import Choice, Pool, PoolSettings, draw_pool, keep_best, stitched
@@ -25,22 +26,23 @@ from infoutil_fast.shapley.maps import PAYOFFS, PatchShapley
 from infoutil_fast.types import ClassShard, InputError, Windows, one_of
 
 
+@checked
 @dataclass(frozen=True)
 class Config(PoolSettings):
-    grid: int = 4  # patches a side of the Shapley map
+    grid: Count = 4  # patches a side of the Shapley map
     design: str = "border_hadamard"  # coalitions: border_hadamard, leverage, kernel, permutation, captum (the paper's), exact
-    evaluations: int = 0  # forwards per image; 0: the design's own, 64, 25 (captum) or all
+    evaluations: Whole = 0  # forwards per image; 0: the design's own, 64, 25 (captum) or all
     payoff: str = "logit"  # of the label: logit, log_probability, probability, log_odds
     windows: str = "shapley"  # shapley, or random: the ablation without Shapley
-    window: int = 0  # side of a window in patches; 0: half the grid at factor 2 and above, else the whole image
-    crops: int = 5  # windows tried per image: all noisy but the last
-    noise: float = 2.0  # standard deviation of the noise in deviations of the pooled map; 0: none
+    window: Whole = 0  # side of a window in patches; 0: half the grid at factor 2 and above, else the whole image
+    crops: Count = 5  # windows tried per image: all noisy but the last
+    noise: NotNegative = 2.0  # standard deviation of the noise in deviations of the pooled map; 0: none
     distinct: bool = False  # the windows tried of one image differ
     score: str = "grad_norm"  # utility: grad_norm, last_layer, el2n, loss, or random: the ablation without norm
     score_at: str = "native"  # size of a window when it is scored: native, pad, resize, or source (cut anew at the full side)
     direction: str = "low"  # scores to keep: low (easy windows), high (the paper), medium
-    holding: float = 0.0  # a window as small as holds this share of the map's positive values (from `window` up); 0: all of one size
-    easiest: float = 1.0  # share of the pool, best scores first, that may be chosen
+    holding: Part = 0.0  # a window as small as holds this share of the map's positive values (from `window` up); 0: all of one size
+    easiest: Share = 1.0  # share of the pool, best scores first, that may be chosen
     cover: str = ""  # choose those that stand for the class: facility (location), herding; empty: the best scores
 
     def __post_init__(self) -> None:
@@ -53,10 +55,6 @@ class Config(PoolSettings):
             plan(self.design, self.grid**2, self.evaluations or None)
         if not 0 <= self.window <= self.grid:
             raise InputError(f"window must be 1 to grid = {self.grid} patches, or 0 for the rule, not {self.window}")
-        if not self.noise >= 0:
-            raise InputError(f"noise must be 0 or more, not {self.noise}")
-        if not 0 < self.easiest <= 1 or not 0 <= self.holding <= 1:
-            raise InputError(f"easiest must be above 0 and at most 1, holding 0 to 1, not {self.easiest} and {self.holding}")
         if self.cover:
             one_of("cover", self.cover, tuple(COVERS))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from infoutil_fast.contract import EXPERTS, JOINT, Job
 from infoutil_fast.data import Source
+from infoutil_fast.ranges import checked
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.synthesis import published
 from infoutil_fast.synthesis.experts import Experts
@@ -20,6 +21,7 @@ PRESETS = published.MTT
 check = long_enough
 
 
+@checked
 @dataclass(frozen=True)
 class Config(Matching):
     """All of them are shared with the other trajectory methods."""

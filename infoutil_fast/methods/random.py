@@ -9,14 +9,16 @@ from infoutil_fast.contract import Job
 from infoutil_fast.data import Source
 from infoutil_fast.data.windows import random_windows, whole_windows
 from infoutil_fast.models.teacher import Teacher
+from infoutil_fast.ranges import Whole, checked
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.selection.choose import Choice, PoolSettings, draw_pool, keep_best, stitched
 from infoutil_fast.types import ClassShard, one_of
 
 
+@checked
 @dataclass(frozen=True)
 class Config(PoolSettings):
-    factor: int = 0  # factor^2 pieces are stitched into an image; 0: 1 for whole images, else 2 from 96 px on, 1 below
+    factor: Whole = 0  # factor^2 pieces are stitched into an image; 0: 1 for whole images, else 2 from 96 px on, 1 below
     windows: str = "whole"  # whole images, or random windows (area share 0.08 to 1, as RDED's)
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from infoutil_fast.contract import Job
 from infoutil_fast.data import Source
 from infoutil_fast.data.windows import random_windows
 from infoutil_fast.models.teacher import Teacher
+from infoutil_fast.ranges import Count, checked
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.selection import rded_crops
 from infoutil_fast.selection.choose import Choice, PoolSettings, draw_pool, keep_best, stitched
@@ -18,9 +19,10 @@ from infoutil_fast.selection.usefulness import INPUTS
 from infoutil_fast.types import ClassShard, one_of
 
 
+@checked
 @dataclass(frozen=True)
 class Config(PoolSettings):
-    crops: int = 5  # random windows tried per image
+    crops: Count = 5  # random windows tried per image
     score_at: str = "pad"  # size of a window when it is scored: native, pad, resize
     float_crops: bool = False  # RDED's code: windows are resized and scored as floats, and stored with the fraction dropped
     float32_loss: bool = False  # RDED's code: the loss is taken from a float32 probability, so that the surest windows tie at 0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from infoutil_fast.contract import EXPERTS, JOINT, Job
 from infoutil_fast.data import Source
+from infoutil_fast.ranges import checked
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.synthesis import published
 from infoutil_fast.synthesis.experts import Experts
@@ -23,6 +24,7 @@ PRESETS = published.TESLA
 check = long_enough
 
 
+@checked
 @dataclass(frozen=True)
 class Config(Matching):
     mode: str = "exact"  # gradient: exact (that of the full unroll), first_order (as published: the adjoint frozen)

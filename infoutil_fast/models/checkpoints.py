@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from infoutil_fast.types import InputError
+from infoutil_fast.data import Triple
+from infoutil_fast.types import InputError, first_line
 
-WRAPPERS = ("model", "state_dict", "net", "model_state_dict")  # keys under which training scripts keep the weights
+# Keys under which training scripts keep the weights; the averaged ones are taken where there are no others.
+WEIGHTS = ("model", "state_dict", "net", "model_state_dict", "checkpoint", "params", "weights", "network")
+WRAPPERS = (*WEIGHTS, "state_dict_ema", "model_ema", "ema")
+COUNTED = ("num_batches_tracked", "n_averaged")  # of batch norm and of averages: no weights
+log = logging.getLogger(__name__)
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile, in any order
 SLACK = 1 << 20  # bytes of a zip's directory and pickle
 # What training scripts leave beside the weights, and what reading it gives: nothing.
@@ -52,13 +58,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
         try:
             state: Any = load_file(path)
         except Exception as error:  # the reader of a damaged file; named
-            raise InputError(f"checkpoint {path} cannot be read, is it truncated? ({one_line(error)})") from error
+            raise InputError(f"checkpoint {path} cannot be read, is it truncated? ({first_line(error, named=True)})") from error
     else:
         state = load_pickle(path, "checkpoint")
-    while isinstance(state, dict) and (inner := next((state[k] for k in WRAPPERS if isinstance(state.get(k), dict)), None)) is not None:
-        state = inner
+    while isinstance(state, dict) and (there := [k for k in WRAPPERS if isinstance(state.get(k), dict)]):
+        if there[1:]:
+            log.warning("checkpoint %s has %s: taken is %s", path, ", ".join(there), there[0])
+        state = state[there[0]]
     if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise InputError(f"checkpoint {path} is no state dict: expected tensors by name, or these under {', '.join(WRAPPERS)}")
+        has = f"; it has {_some(list(map(str, state)))}" if isinstance(state, dict) and state else ""
+        raise InputError(f"checkpoint {path} is no state dict: expected tensors by name, or these under {', '.join(WRAPPERS)}{has}")
     odd = next((k for k, v in state.items() if v.layout != torch.strided or v.is_quantized or v.is_complex() or v.is_meta), None)
     if odd is not None:
         raise InputError(f"checkpoint {path}: {odd} is no dense tensor of real numbers")
@@ -83,7 +92,7 @@ def load_pickle(path: Path, what: str) -> Any:
             raise InputError(
                 f"{what} {path} is damaged or holds Python objects, which are refused: save `net.state_dict()` alone"
             ) from error
-        raise InputError(f"{what} {path} cannot be read, is it truncated? ({one_line(error)})") from error
+        raise InputError(f"{what} {path} cannot be read, is it truncated? ({first_line(error, named=True)})") from error
 
 
 def _refuse_bomb(path: Path, what: str) -> None:
@@ -94,7 +103,7 @@ def _refuse_bomb(path: Path, what: str) -> None:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
     except Exception as error:  # as above
-        raise InputError(f"{what} {path} cannot be read, is it truncated? ({one_line(error)})") from error
+        raise InputError(f"{what} {path} cannot be read, is it truncated? ({first_line(error, named=True)})") from error
     if unpacked > path.stat().st_size + SLACK:
         raise InputError(f"{what} {path} of {path.stat().st_size:,} bytes unpacks to {unpacked:,}: torch writes no compressed files")
 
@@ -105,10 +114,6 @@ def _inert() -> AbstractContextManager[Any]:
         return nullcontext()
     allowed: Any = [(Inert, name) for name in INERT]
     return torch.serialization.safe_globals(allowed)
-
-
-def one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"
 
 
 # Names
@@ -138,14 +143,13 @@ DIALECTS: tuple[Callable[[str], str], ...] = (str, _rded_convnet, _dc_convnet, _
 
 
 def fitted(net: nn.Module, state: dict[str, Tensor], what: str) -> dict[str, Tensor]:
-    """`state` under the parameter names of `net`: as it is, or by one of the known dialects.
+    """`state` under the parameter names of `net`: as it is, by one of the known dialects, or below names of modules around the net.
 
     Raises `InputError` with the names and shapes that differ.
     """
-    wanted = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
+    wanted = {key: value for key, value in net.state_dict().items() if not key.endswith(COUNTED)}
     head = list(wanted)[-1].rpartition(".")[0]
-    for dialect in DIALECTS:
-        named = {_to_head(dialect(key), wanted, head): value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    for named in _readings(state, wanted, head):
         if named.keys() == wanted.keys():
             if wrong := [key for key in wanted if named[key].shape != wanted[key].shape]:
                 shapes = f"{wrong[0]} is {list(named[wrong[0]].shape)}, the net has {list(wanted[wrong[0]].shape)}"
@@ -157,11 +161,47 @@ def fitted(net: nn.Module, state: dict[str, Tensor], what: str) -> dict[str, Ten
 def outputs_of(net: nn.Module, head: str, state: dict[str, Tensor]) -> int:
     """Rows of the weight that `fitted` would give to the layer called `head`; those of the net where the file has no such weight."""
     wanted = net.state_dict()
-    for dialect in DIALECTS:
-        for key, value in state.items():
-            if value.dim() and _to_head(dialect(key), wanted, head) == f"{head}.weight":
-                return len(value)
+    for named in _readings(state, wanted, head):
+        found = named.get(f"{head}.weight")
+        if found is not None and found.dim():
+            return len(found)
     return len(wanted[f"{head}.weight"])
+
+
+def _readings(state: dict[str, Tensor], wanted: dict[str, Tensor], head: str) -> Iterator[dict[str, Tensor]]:
+    """The weights of a file under the names that they may have in the net: in each dialect, then below the modules of a wrapper."""
+    weights = {key: value for key, value in state.items() if not key.endswith(COUNTED)}
+    for inner in (False, True):
+        for dialect in DIALECTS:
+            named = {_to_head(dialect(key), wanted, head): value for key, value in weights.items()}
+            if inner:  # [normalise, net], backbone.* with head.fc.*: the longest end of a name that the net has
+                ends = {key: _end(key, wanted) for key in named if not is_normalisation(key)}
+                if len({*ends.values()}) < len(ends):  # two tensors of one name, such as a net and its average
+                    continue
+                named = {end: named[key] for key, end in ends.items()}
+            yield named
+
+
+def _end(key: str, wanted: Container[str]) -> str:
+    """The longest end of a dotted name that is wanted; the name itself where none is."""
+    parts = key.split(".")
+    return next((end for i in range(len(parts)) if (end := ".".join(parts[i:])) in wanted), key)
+
+
+def is_normalisation(key: str) -> bool:
+    """Whether a tensor is the mean or deviation of a layer in front of the net."""
+    return re.fullmatch(r"((0|normali[sz]\w*|norm_?layer|data_preprocessor|preprocess\w*)\.)?(mean|std|mu|sigma)", key) is not None
+
+
+def normalisation_in(state: dict[str, Tensor]) -> tuple[Triple, Triple] | None:
+    """Mean and deviation that a file keeps in front of its net, in [0, 1] units; None where it has none, or has them otherwise."""
+    told = {key.rpartition(".")[2]: value.flatten().double() for key, value in state.items() if is_normalisation(key)}
+    mean, std = (next((told[name] for name in names if name in told), None) for names in (("mean", "mu"), ("std", "sigma")))
+    if mean is None or std is None or {mean.numel(), std.numel()} - {1, 3} or not (std > 0).all():
+        return None
+    unit = 255 if float(mean.abs().max()) > 3 else 1
+    first, second = ((value.expand(3) / unit).tolist() for value in (mean, std))
+    return (first[0], first[1], first[2]), (second[0], second[1], second[2])
 
 
 def _to_head(key: str, wanted: Iterable[str], head: str) -> str:
@@ -171,5 +211,14 @@ def _to_head(key: str, wanted: Iterable[str], head: str) -> str:
 
 def _difference(wanted: dict[str, Any], state: dict[str, Any]) -> str:
     lacks, extra = [k for k in wanted if k not in state], [k for k in state if k not in wanted]
-    told = [f"{what} {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}" for what, keys in (("it lacks", lacks), ("it has", extra)) if keys]
+    told = [f"{what} {_some(keys)}" for what, keys in (("it lacks", lacks), ("it has", extra)) if keys]
     return f"the net has {len(wanted)} tensors, the file {len(state)}; {'; '.join(told)}"
+
+
+def _some(keys: Sequence[str], count: int = 3) -> str:
+    """The first names of each place in a net, so that a head is named beside its backbone."""
+    places: dict[str, str] = {}
+    for key in keys:
+        places.setdefault(key.split(".")[0], key)
+    named = list(dict.fromkeys([*keys[:count], *places.values()]))[: count + 3]
+    return ", ".join(named) + ", ..." * (len(named) < len(keys))

@@ -1,4 +1,4 @@
-"""Which output of a net is which class, from how often it says what of images of known classes."""
+"""Which output of a net stands for which class, found by counting which output is largest on images of known classes."""
 
 from __future__ import annotations
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
+from infoutil_fast.data.imagenet_subsets import NETTE, WOOF
 from infoutil_fast.types import InputError
 
 BROKEN_IMPORT = (ImportError, RuntimeError, AttributeError, OSError)  # RuntimeError: torchvision built for another torch
-IMAGENETTE = "n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 n03888257"
-IMAGEWOOF = "n02096294 n02093754 n02111889 n02088364 n02086240 n02089973 n02087394 n02115641 n02099601 n02105641"
+# Places of Imagenette's classes, then of Imagewoof's, as `imagenet_subsets` lists them, among the sorted ids of ImageNet-1K.
 PLACES = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701, 193, 182, 258, 162, 155, 167, 159, 273, 207, 229)
-KNOWN_WNIDS = dict(zip(f"{IMAGENETTE} {IMAGEWOOF}".split(), PLACES, strict=True))  # place among the sorted ids of ImageNet-1K
+KNOWN_WNIDS = dict(zip(f"{NETTE} {WOOF}".split(), PLACES, strict=True))
 
 
 def class_outputs(spec: str, width: int, classes: Sequence[str], class_index: Mapping[str, int] | None = None) -> list[int]:

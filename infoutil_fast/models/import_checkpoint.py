@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from infoutil_fast.data import IMAGENET, Source, Triple
 from infoutil_fast.models import class_order, nets
-from infoutil_fast.models.checkpoints import fitted, outputs_of, read_state
+from infoutil_fast.models.checkpoints import fitted, normalisation_in, outputs_of, read_state
 from infoutil_fast.models.heads import class_outputs, cut_head, find_heads
-from infoutil_fast.models.teacher import Facts, Teacher, check_accuracy, refuse_nan, sampled_logits, save_checkpoint
+from infoutil_fast.models.teacher import Facts, Teacher, at_chance, check_accuracy, refuse_nan, sampled_logits, save_checkpoint
 from infoutil_fast.runtime.files import as_json, write_bytes
 from infoutil_fast.types import InputError, one_of
 
@@ -48,7 +48,7 @@ def import_teacher(
 
     net            name of the architecture, ours or another project's (`nets.canonical`).
     size           side of the input in pixels; 0: the source's.
-    normalisation  "auto": of those in `constants` the one under which the net fits training images best.
+    normalisation  "auto": of those in `constants`, and the file's own where it has one, that under which the net fits training images best.
     class_order    a text file with the class of each output, a line each; None: read from what the net says of training images.
 
     Raises `InputError`, before anything is written, for a file that does not fit the net, a net at chance level under every order of its
@@ -58,11 +58,14 @@ def import_teacher(
     if (out / "last.safetensors").exists():
         raise InputError(f"{out} holds a teacher: choose another folder")
     name, side = nets.canonical(net), size or source.size
-    built, width = _filled(name, file, source, side)
+    state = read_state(file)
+    built, width = _filled(name, file, state, source, side)
     if width < len(source.classes):
         raise InputError(f"{file} has {width} outputs, {source.name} has {len(source.classes)} classes")
     built = built.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     known = constants(source)
+    if (own := normalisation_in(state)) is not None:
+        known["checkpoint"] = own
     tried = known if normalisation == "auto" else {normalisation: known[normalisation]}
     picked, given = _picked(source), _given(source, name, width, class_order)
     readings = {}
@@ -78,16 +81,17 @@ def import_teacher(
         cut_head(head, found["outputs"])
     facts = Facts(name, side, *tried[label], source.classes)
     right = check_accuracy(Teacher(built, facts), source, count=len(source.val), workers=workers)
-    save_checkpoint(out / "last.safetensors", built, Facts(name, side, *tried[label], source.classes, accuracy=round(right, 4)))
+    save_checkpoint(
+        out / "last.safetensors", built, Facts(name, side, *tried[label], source.classes, accuracy=round(right, 4), source=source.spec)
+    )
     about = _about(file, source, name, width, label, readings, right)
     write_bytes(out / "imported.json", as_json(about))
     source.log_skipped()
     return about
 
 
-def _filled(name: str, file: Path, source: Source, side: int) -> tuple[nn.Module, int]:
+def _filled(name: str, file: Path, state: dict[str, Tensor], source: Source, side: int) -> tuple[nn.Module, int]:
     """The net with the file's weights, and the number of its outputs, which follows the file."""
-    state = read_state(file)
     built = nets.build(name, len(source.classes), side)
     head = find_heads(built, name)[0]
     place = next(key for key, module in built.named_modules() if module is head)
@@ -142,7 +146,7 @@ def _refuse(file: Path, source: Source, found: dict[str, Any]) -> None:
     """Raise `InputError` for chance level under every order, and for an order that the images do not settle."""
     chance, images = 1 / len(source.classes), found["images"] // 2
     right = f"{file} is right on {found['crossed']:.1%} of {images} training images of {source.name} under the best order of its outputs"
-    if found["crossed"] < chance + 3 * (chance * (1 - chance) / max(images, 1)) ** 0.5:
+    if at_chance(round(found["crossed"] * images), images, len(source.classes)):
         raise InputError(f"{right}, chance is {chance:.1%}: wrong net, size, normalisation or data?")
     if found["doubtful"]:
         names = source.classes

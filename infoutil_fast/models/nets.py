@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infoutil_fast.types import InputError
+from infoutil_fast.runtime.memory import free_bytes
+from infoutil_fast.types import InputError, nearest
 
 NAMES = (
     "convnet<depth>[-w<width>][-in]",
@@ -17,6 +18,19 @@ NAMES = (
     "vgg<11, 13, 16, 19>-bn, vgg<11, 13, 16, 19>-in",
     "torchvision:<name>",
     "timm:<name>",
+)
+PLAIN = (
+    "convnet3",
+    "convnet4",
+    "convnet5",
+    "convnet3-in",
+    "resnet10",
+    "resnet18",
+    "resnet18-small",
+    "resnet20",
+    "resnet34",
+    "resnet50",
+    "vgg11-bn",
 )
 TORCHVISION = ("vgg11", "mobilenet_v2", "swin_v2_t", "efficientnet_b0", "alexnet", "vit_b_16")  # that RDED calls by these names
 FOREIGN = ("conv3", "resnet18_modified", "ConvNet-3", "ConvNet-3-BN", "ResNet-18-BN", "VGG-11", "ConvNetD4", "ConvNetBN", *TORCHVISION)
@@ -235,7 +249,10 @@ def build(name: str, classes: int, size: int) -> nn.Module:
 
         net = pretrained.untrained(name, classes, size)
     elif m := re.fullmatch(r"convnet(\d)(?:-w([1-9]\d*))?(?:-(bn|in))?", name):
-        net = ConvNet(classes, size, int(m[1]), int(m[2] or 128), m[3] or "bn")
+        width = int(m[2] or 128)
+        if (needed := 4 * 9 * width * width * max(int(m[1]) - 1, 1)) > free_bytes():
+            raise InputError(f"{name} has weights of {needed / 1e9:,.0f} GB, {free_bytes() / 1e9:,.1f} GB of memory are free")
+        net = ConvNet(classes, size, int(m[1]), width, m[3] or "bn")
     elif m := re.fullmatch(r"resnet(20|32|44|56)", name):
         net = CifarResNet((int(m[1]) - 2) // 6, classes)
     elif m := re.fullmatch(r"vgg(11|13|16|19)-(bn|in)", name):
@@ -248,4 +265,4 @@ def build(name: str, classes: int, size: int) -> nn.Module:
 
 
 def _unknown(name: str) -> InputError:
-    return InputError(f"no net is called {name!r}; known: {', '.join(NAMES)}")
+    return InputError(f"no net is called {name!r}{nearest(name, PLAIN)}; known: {', '.join(NAMES)}")

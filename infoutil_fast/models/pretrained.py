@@ -20,9 +20,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from infoutil_fast.models.checkpoints import fitted, one_line, outputs_of, read_state
+from infoutil_fast.models.checkpoints import fitted, outputs_of, read_state
 from infoutil_fast.models.heads import BROKEN_IMPORT, class_outputs, cut_head, find_heads
-from infoutil_fast.types import InputError
+from infoutil_fast.types import InputError, first_line
 
 BROKEN_FILE = (
     OSError,
@@ -62,7 +62,7 @@ def load_pretrained(
 
     classes      class folders of the source; WordNet ids (n01440764) find their outputs in a 1000-way head. None keeps the whole head.
     weights      a weights name of torchvision ("IMAGENET1K_V1"), a tag of timm ("a1_in1k"), "DEFAULT", or None for random ones.
-                 They are downloaded when the package has them not in its cache.
+                 They are downloaded unless they are in the package's cache.
     checkpoint   a local state dict (.safetensors, .pth) instead of a download; `weights` then names the transform only.
     class_index  output of each class, where the names do not tell it.
 
@@ -102,7 +102,7 @@ def untrained(spec: str, classes: int, size: int) -> nn.Module:
         with torch.no_grad():
             net.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise InputError(f"{spec} does not take {size} px images: {one_line(error)}") from error
+        raise InputError(f"{spec} does not take {size} px images: {first_line(error, named=True)}") from error
     return net.train()
 
 
@@ -117,7 +117,7 @@ def _import(package: str, spec: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except BROKEN_IMPORT as error:
-        raise InputError(f"{spec} needs {package}: pip install 'infoutil_fast[vision]' ({one_line(error)})") from error
+        raise InputError(f"{spec} needs {package}: pip install 'infoutil_fast[vision]' ({first_line(error, named=True)})") from error
 
 
 def _check_name(spec: str, name: str, known: Collection[str]) -> None:
@@ -166,7 +166,7 @@ def _download(spec: str, entry: Any) -> dict[str, Tensor]:
     except BROKEN_FILE as error:
         place = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
         raise InputError(
-            f"{spec}: no usable weights {entry.name} ({one_line(error)}): put {entry.url} at {place} "
+            f"{spec}: no usable weights {entry.name} ({first_line(error, named=True)}): put {entry.url} at {place} "
             "(remove a damaged file there), or give checkpoint=FILE (.safetensors or .pth)"
         ) from error
 
@@ -189,7 +189,7 @@ def _timm(spec: str, name: str, weights: str | None, state: dict[str, Tensor] | 
                 f"https://huggingface.co/{entry.hf_hub_id} (model.safetensors)" if entry.hf_hub_id else entry.url or "nowhere: it has none"
             )
             raise InputError(
-                f"{spec}: no usable weights ({one_line(error)}): they are at {place}; get them and give checkpoint=FILE"
+                f"{spec}: no usable weights ({first_line(error, named=True)}): they are at {place}; get them and give checkpoint=FILE"
             ) from error
     else:
         net = _fill(lambda width: timm.create_model(full, num_classes=width), spec, entry.num_classes, state)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +17,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from infoutil_fast.data import Source, Split
+from infoutil_fast.data.holdout import cut
 from infoutil_fast.models import nets
 from infoutil_fast.pixels.views import normalise
 from infoutil_fast.runtime.device import autocast
 from infoutil_fast.runtime.files import write_bytes
 from infoutil_fast.types import InputError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Facts:
     accuracy: float | None = None  # on the whole validation split, where it was measured
     spec: str = ""  # how to load it again
     hash: str = ""  # of the weights, 16 hex digits
+    source: str = ""  # the spec of the source that it was trained on, or checked on when it was imported
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,18 @@ def load_teacher(spec: str, source: Source, device: torch.device) -> Teacher:
     else:
         teacher = load_checkpoint(Path(spec))
     check_classes(teacher.facts, source)
+    ours, theirs = cut(source.spec), cut(teacher.facts.source)
+    if ours[0] == theirs[0] and ours[1] != theirs[1]:
+        log.warning("teacher %s was trained on another split of %s: it knows some of the validation images", teacher.facts.name, ours[0])
     return replace(teacher, net=teacher.net.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+
+def reload_teacher(spec: str, source: Source, device: torch.device) -> Teacher:
+    """The teacher that a set was made with; where it has moved, the error says which option tells its new place."""
+    try:
+        return load_teacher(spec, source, device)
+    except InputError as error:
+        raise InputError(f"{error}; if it has moved, say with --teacher (teacher=) where it is") from error
 
 
 def check_classes(facts: Facts, source: Source) -> None:
@@ -159,23 +176,44 @@ class Judge(Protocol):
 def check_accuracy(teacher: Judge, source: Source, *, seed: int = 0, count: int = 512, workers: int = 0) -> float:
     """Share right on a seeded sample of the validation split.
 
-    Raises `InputError` at chance level (within three standard deviations of 1 / C), which is what a wrong class order or a
-    wrong normalisation looks like, and when an output is not finite, with the file's name.
+    Raises `InputError` for what chance does as well (see `at_chance`), which is what a wrong class order or a wrong normalisation looks
+    like, and when an output is not finite, with the file's name.
     """
     rng = np.random.default_rng(seed)
     picked = np.sort(rng.choice(len(source.val.labels), min(count, len(source.val.labels)), replace=False))
     logits, there = sampled_logits(teacher, source.val, picked, workers)
     picked = picked[there]
     refuse_nan(logits, [source.val.names[i] for i in picked], teacher.facts.name)
-    right = float((logits.argmax(1).cpu().numpy() == source.val.labels[picked]).mean())
-    chance = 1 / len(source.classes)
-    if right < chance + 3 * (chance * (1 - chance) / len(picked)) ** 0.5:
+    hits = int((logits.argmax(1).cpu().numpy() == source.val.labels[picked]).sum())
+    right = hits / len(picked)
+    if at_chance(hits, len(picked), len(source.classes)):
         raise InputError(
             f"teacher {teacher.facts.name} is right on {right:.1%} of {len(picked)} validation images of {source.name}, "
-            f"chance is {chance:.1%}: "
+            f"chance is {1 / len(source.classes):.1%}: "
             "wrong class order, normalisation or weights? (`infoutil teach --from-checkpoint` finds out order and normalisation)"
         )
+    if tail(len(picked), len(picked), len(source.classes)) > FEW[1]:
+        log.warning("%d validation images of %s are too few to tell a teacher from chance", len(picked), source.name)
     return right
+
+
+FEW = (64, 0.05, 0.00135)  # up to so many images the level of the test of chance, and the one beyond (three standard deviations)
+
+
+def at_chance(hits: int, images: int, classes: int) -> bool:
+    """Whether `hits` of `images` are no better than guessing, by a binomial test; False where even all of them would not tell."""
+    level = FEW[1] if images <= FEW[0] else FEW[2]
+    return tail(hits, images, classes) > level >= tail(images, images, classes)
+
+
+def tail(hits: int, images: int, classes: int) -> float:
+    """The probability of that many hits or more by guessing among `classes`."""
+    k = np.arange(hits, images + 1)
+    ways = np.array([math.lgamma(images + 1) - math.lgamma(i + 1) - math.lgamma(images - i + 1) for i in k.tolist()])
+    p = 1 / classes
+    if classes == 1:
+        return 1.0
+    return min(float(np.exp(ways + k * math.log(p) + (images - k) * math.log1p(-p)).sum()), 1.0)
 
 
 def refuse_nan(values: Tensor, names: list[str], teacher: str) -> None:

@@ -43,8 +43,10 @@ def _part(path: Path, data: bytes) -> Path:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:  # a full disk is no fuller for the attempt
+    except BaseException as error:  # a full disk is no fuller for the attempt
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # of a full disk it does not say which file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     return part
 

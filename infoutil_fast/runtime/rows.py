@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from infoutil_fast.runtime.device import device_name, versions
+from infoutil_fast.types import InputError
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -58,6 +59,14 @@ def append(file: Path, rows: Iterable[Row]) -> None:
             lines.seek(-1, os.SEEK_END)
             text = text if lines.read() == b"\n" else b"\n" + text
         lines.write(text)
+
+
+def append_result(file: Path, row: Row) -> None:
+    """As `append`, of a row that took long. Raises `InputError` with the row in it, so that it is not lost where the disk is full."""
+    try:
+        append(file, [row])
+    except OSError as error:
+        raise InputError(f"{file} cannot be written ({error.strerror}); the result was {json.dumps(row)}") from error
 
 
 def read(file: Path) -> list[Row]:

@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from infoutil_fast.data import IMAGENET, Source, Split, folders, open_source
-from infoutil_fast.data.decode import EXTENSIONS
+from infoutil_fast.data import IMAGENET, Source, Split, folders, is_source, open_source, walk
 from infoutil_fast.models.teacher import Teacher, check_accuracy, load_checkpoint, load_teacher
 from infoutil_fast.types import InputError
 
-SPLITS = ("train", "val", "validation", "test")  # folders that make a source of the folder that they lie in
 AT_ONCE = 256  # images read together
 JUDGED = 256  # labelled images that a teacher is judged by
 
@@ -34,13 +32,14 @@ class ScoringInput:
 def open_images(data: str | Path, teacher: str, split: str, device: torch.device, workers: int) -> ScoringInput:
     """The images and their labels. Raises `InputError` for what holds none, and for a teacher at chance level on labelled ones."""
     root = Path(data).expanduser()
-    if not root.is_dir() or any((root / name).exists() for name in (*SPLITS, "data_batch_1")):
+    if not root.is_dir() or is_source(root):
         source = open_source(data)
         own = load_teacher(teacher, source, device)
         check_accuracy(own, source, workers=workers)
         return ScoringInput(source.name, source.spec, source.train if split == "train" else source.val, source.classes, own)
-    names = sorted(f.relative_to(root).as_posix() for f in root.rglob("*") if f.suffix.lower() in EXTENSIONS and f.is_file())
-    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    left = walk.Left(root)
+    names = sorted(walk.image_names(root, "", left))
+    left.tell()
     if not names:
         raise InputError(f"{root} has no images, nor train/ and val/")
     tops = tuple(sorted({name.split("/")[0] for name in names if "/" in name}))

@@ -18,6 +18,7 @@ from infoutil_fast._version import __version__
 from infoutil_fast.drawing import sheets
 from infoutil_fast.gradnorm.norms import grad_norms
 from infoutil_fast.models.teacher import Teacher
+from infoutil_fast.ranges import Count, Whole, checked
 from infoutil_fast.runtime.device import choose_device, choose_dtype
 from infoutil_fast.runtime.files import Kind, begin_folder, write_arrays, write_bytes
 from infoutil_fast.runtime.seeds import file_generator
@@ -31,13 +32,14 @@ from infoutil_fast.types import InputError, one_of
 Scorer = Callable[[Tensor, Tensor, Sequence[str]], dict[str, np.ndarray]]  # images uint8, labels, file names -> arrays of n rows
 
 
+@checked
 @dataclass(frozen=True)
 class ShapleyOptions:
     """Shapley maps: what each patch adds to the payoff of the image's class."""
 
-    grid: int = 4  # patches a side
+    grid: Count = 4  # patches a side
     design: str = "border_hadamard"  # coalitions: border_hadamard, leverage, kernel, permutation, captum, exact
-    evaluations: int = 0  # forwards an image; 0: the design's own, 64, 25 (captum) or all
+    evaluations: Whole = 0  # forwards an image; 0: the design's own, 64, 25 (captum) or all
     payoff: str = "logit"  # of the label: logit, log_probability, probability, log_odds
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from infoutil_fast.data import Source, Split
 from infoutil_fast.data.windows import take
 from infoutil_fast.models.labelling import soft_labels
 from infoutil_fast.models.teacher import Teacher, refuse_nan
+from infoutil_fast.ranges import Count, Seed, Whole, checked
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.runtime.seeds import file_generator
 from infoutil_fast.selection import rded_crops
@@ -22,14 +23,15 @@ from infoutil_fast.selection.usefulness import fit_input, window_scores
 from infoutil_fast.types import ClassShard, InputError, Windows
 
 
+@checked
 @dataclass(frozen=True)
 class PoolSettings:
     """What is to be set for every training-free method."""
 
-    ipc: int = 10  # distilled images per class
-    factor: int = 0  # factor^2 windows are stitched into an image; 0: 2 from 96 px on, 1 below
-    pool: int = 300  # images per class to choose from; 0: all
-    seed: int = 0  # of the pool and of all that is drawn
+    ipc: Count = 10  # distilled images per class
+    factor: Whole = 0  # factor^2 windows are stitched into an image; 0: 2 from 96 px on, 1 below
+    pool: Whole = 300  # images per class to choose from; 0: all
+    seed: Seed = 0  # of the pool and of all that is drawn
 
     @property
     def needed(self) -> int:

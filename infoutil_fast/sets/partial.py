@@ -31,7 +31,7 @@ class PartialSet:
         return f"{len(self.shown)} of {len(self.done)} finished classes, evenly spaced"
 
     def images(self, label: int) -> list[Path]:
-        return sorted((self.path / "images" / store.folder(label)).glob("*.png"))
+        return sorted((self.path / "images" / store.folder(label)).glob("[!.]*.png"))
 
     def sizes(self, label: int) -> tuple[int, int]:
         """Bytes of a class's images and of its labels (0 where there are none)."""
@@ -51,7 +51,7 @@ def open_partial(path: Path, limit: int) -> PartialSet:
     """The set in folder `path`, `limit` of its classes to be shown; raises `InputError` when there is none or meta.json is damaged."""
     meta = store.read_meta(path)
     classes = store.class_names(path, meta)
-    done = tuple(i for i in range(len(classes)) if store.is_done(path, i) and any((path / "images" / store.folder(i)).glob("*.png")))
+    done = tuple(i for i in range(len(classes)) if store.is_done(path, i) and any((path / "images" / store.folder(i)).glob("[!.]*.png")))
     shown = tuple(done[i] for i in spaced(len(done), limit))
     return PartialSet(path, meta, classes, done, shown)
 

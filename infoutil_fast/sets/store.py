@@ -29,8 +29,8 @@ ITERATES = "iterates"  # folder of the iterates that they keep: NNNNN.pt with im
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The meta.json of a set. Raises `InputError` for a folder that is not a set."""
-    file = path / "meta.json"
+    """The meta.json of a set, or of the file itself. Raises `InputError` for what is not a set."""
+    file = path if path.is_file() else path / "meta.json"
     if not file.is_file():
         what = "does not exist" if not path.exists() else "has no meta.json"
         raise InputError(f"{path} is not a distilled set: it {what}")
@@ -175,7 +175,7 @@ def load(path: str | Path, labels: str = "hard", transform: Callable[[Any], Any]
     hard: list[int] = []
     soft: list[Tensor] = []
     for label in range(len(classes)):
-        own = sorted((path / "images" / folder(label)).glob("*.png"))
+        own = sorted((path / "images" / folder(label)).glob("[!.]*.png"))
         logits = _tensor(path / "labels" / f"{folder(label)}.safetensors", "soft", 3).float()
         if len(own) != len(logits):
             raise InputError(f"{path}: class {label} has {len(own)} images and {len(logits)} labels")

@@ -18,6 +18,7 @@ from infoutil_fast.models import nets
 from infoutil_fast.models.teacher import Facts, check_classes
 from infoutil_fast.pixels import dsa
 from infoutil_fast.pixels.views import View, Zca
+from infoutil_fast.ranges import Count, Positive, Seed, Side, checked
 from infoutil_fast.synthesis.gradients import Inner, Segment
 from infoutil_fast.types import InputError, one_of
 
@@ -25,29 +26,25 @@ log = logging.getLogger(__name__)
 FORMATS = {"float32": torch.float32, "float16": torch.float16}
 
 
+@checked
 @dataclass(frozen=True)
 class ExpertRecipe:
     """How the experts are trained: plain SGD, no momentum, no weight decay (MTT, buffer.py)."""
 
     net: str = "convnet3-in"  # a net without running statistics: convnet3-in (32 px), convnet4-in (64 px), convnet5-in (128 px)
-    experts: int = 100  # independent nets
-    epochs: int = 50  # of each; the parameters after every epoch are kept, and the initial ones
-    lr: float = 0.01  # learning rate
-    batch: int = 256  # images a step
+    experts: Count = 100  # independent nets
+    epochs: Count = 50  # of each; the parameters after every epoch are kept, and the initial ones
+    lr: Positive = 0.01  # learning rate
+    batch: Count = 256  # images a step
     augment: str = dsa.STRATEGY  # groups of DSA joined by _, empty for none
     zca: bool = False  # whitened pixels instead of normalised channels
-    size: int = 0  # side of the input in pixels; 0: the source's own
+    size: Side = 0  # side of the input in pixels; 0: the source's own
     keep: str = "float32"  # format on disk: float32, float16
-    seed: int = 0  # initial weights, order and augmentation
+    seed: Seed = 0  # initial weights, order and augmentation
 
     def __post_init__(self) -> None:
         one_of("keep", self.keep, tuple(FORMATS))
         dsa.groups(self.augment)
-        for name in ("experts", "epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.lr > 0:
-            raise InputError(f"lr must be above 0, not {self.lr}")
 
 
 def inner(net: str, classes: int, size: int) -> Inner:

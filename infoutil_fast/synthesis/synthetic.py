@@ -23,6 +23,7 @@ from infoutil_fast.data import Source
 from infoutil_fast.data.windows import whole_windows
 from infoutil_fast.models.labelling import soft_labels
 from infoutil_fast.pixels.views import View
+from infoutil_fast.ranges import Count, Seed, Whole, checked
 from infoutil_fast.runtime.files import write_bytes
 from infoutil_fast.runtime.memory import Stages
 from infoutil_fast.sets.store import ITERATES
@@ -35,25 +36,16 @@ STATE = "state.pt"  # the checkpoint, removed with the last class
 SURE = 20.0  # logit of the label where labels are hard: 1 - 1e-9 C after the softmax
 
 
+@checked
 @dataclass(frozen=True)
 class LearningSettings:
     """What is to be set for every method that learns its images."""
 
-    ipc: int = 10  # distilled images per class
-    pool: int = 5000  # images per class to choose from: the real images that the synthetic ones start as
-    seed: int = 0  # of the start images, and of all that is random in an iteration
-    iterations: int = 5000  # updates of the synthetic images
-    keep_every: int = 0  # iterations from one iterate kept in the set's folder to the next, the start among them; 0: none
-
-    def __post_init__(self) -> None:
-        self.at_least(1, "iterations")
-        self.at_least(0, "keep_every")
-
-    def at_least(self, low: int, *names: str) -> None:
-        """Raise `InputError` for a field that is lower."""
-        for name in names:
-            if not getattr(self, name) >= low:
-                raise InputError(f"{name} must be {'at least 1' if low else '0 or more'}, not {getattr(self, name)}")
+    ipc: Count = 10  # distilled images per class
+    pool: Whole = 5000  # images per class to choose from: the real images that the synthetic ones start as; 0: all
+    seed: Seed = 0  # of the start images, and of all that is random in an iteration
+    iterations: Count = 5000  # updates of the synthetic images
+    keep_every: Whole = 0  # iterations from one iterate kept in the set's folder to the next, the start among them; 0: none
 
 
 @dataclass(frozen=True)

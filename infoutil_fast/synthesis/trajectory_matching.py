@@ -13,6 +13,7 @@ from torch.optim import SGD
 
 from infoutil_fast.contract import Job
 from infoutil_fast.pixels import dsa
+from infoutil_fast.ranges import Count, NotNegative, Positive, Whole, checked
 from infoutil_fast.synthesis.experts import Experts
 from infoutil_fast.synthesis.gradients import Inner, Matched, Segment, Step
 from infoutil_fast.synthesis.synthetic import Learning, LearningSettings, Synthetic, learn
@@ -21,26 +22,22 @@ from infoutil_fast.types import InputError
 Gradients = Callable[[Inner, Segment, Tensor, Tensor, Tensor, Sequence[Step]], Matched]
 
 
+@checked
 @dataclass(frozen=True)
 class Matching(LearningSettings):
     """The settings of every trajectory method."""
 
-    syn_steps: int = 30  # steps of the student in an iteration
-    expert_epochs: int = 2  # length of the expert's segment that the student is to match
-    max_start: int = 20  # segments start before this epoch
-    batch_syn: int = 0  # synthetic images in a step of the student; 0: all
-    lr_img: float = 100.0  # learning rate of the pixels
-    lr_lr: float = 1e-5  # learning rate of the student's step size
-    lr_init: float = 0.01  # step size of the student at the start
+    syn_steps: Count = 30  # steps of the student in an iteration
+    expert_epochs: Count = 2  # length of the expert's segment that the student is to match
+    max_start: Count = 20  # segments start before this epoch
+    batch_syn: Whole = 0  # synthetic images in a step of the student; 0: all
+    lr_img: NotNegative = 100.0  # learning rate of the pixels
+    lr_lr: NotNegative = 1e-5  # learning rate of the student's step size
+    lr_init: Positive = 0.01  # step size of the student at the start
     augment: str = dsa.STRATEGY  # groups of DSA joined by _, empty for none
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         dsa.groups(self.augment)
-        self.at_least(1, "syn_steps", "expert_epochs", "max_start")
-        self.at_least(0, "batch_syn", "lr_img", "lr_lr")
-        if not self.lr_init > 0:
-            raise InputError(f"lr_init must be above 0, not {self.lr_init}")
 
 
 def long_enough(experts: Experts, cfg: Matching) -> None:

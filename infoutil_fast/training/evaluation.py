@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from infoutil_fast.data import IMAGENET, Source, open_source
+from infoutil_fast.data import IMAGENET, Source, open_source, reopen
 from infoutil_fast.data.feed import Pixels
-from infoutil_fast.models.teacher import Teacher, load_teacher
+from infoutil_fast.models.teacher import Teacher, load_teacher, reload_teacher
 from infoutil_fast.pixels.views import Zca
 from infoutil_fast.runtime.device import choose_device, choose_dtype
-from infoutil_fast.runtime.rows import append
+from infoutil_fast.runtime.rows import append_result
 from infoutil_fast.sets import store
 from infoutil_fast.sets.labels import KINDS, HardLabels, Labels, OnlineLabels, SoftLabels
 from infoutil_fast.training import matching_student, rded_students
@@ -100,7 +100,7 @@ def evaluate(
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "date": datetime.date.today().isoformat(),
     }
-    append(Path(path) / "evaluations.jsonl", [row])
+    append_result(Path(path) / "evaluations.jsonl", row)
     return row
 
 
@@ -124,7 +124,7 @@ def prepare_students(
     rded = {"student": student, "teacher": about["name"], "classes": len(meta["source"]["classes"]), "size": meta["size"]}
     split = (changes.get("tiles") or getattr(recipe, "tiles", "mosaic")) == "split"
     chosen = complete(recipe, changes, ipc, len(have) * (meta["factor"] ** 2 if split else 1), rded)
-    opened = source if isinstance(source, Source) else open_source(source or meta["source"]["spec"])
+    opened = source if isinstance(source, Source) else open_source(source) if source else reopen(meta["source"]["spec"])
     if opened.classes != tuple(meta["source"]["classes"]):
         raise InputError(f"{opened.name} has other classes than the set at {path}")
     whitening = Path(path) / "zca.safetensors"
@@ -166,7 +166,7 @@ def on_line(asked: str | None, about: dict[str, Any], source: Source, device: to
         return tuple(load_teacher(spec, source, device) for spec in specs)
     if about["spec"] is None:
         raise InputError(f"{path} was made without a teacher: labels hard or soft, or a teacher that looks on (--teacher)")
-    teacher = load_teacher(about["spec"], source, device)
+    teacher = reload_teacher(about["spec"], source, device)
     if teacher.facts.hash != about["hash"]:
         raise InputError(f"{about['spec']} is no longer the teacher of {path} (its weights changed): name one with --teacher")
     return (teacher,)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from infoutil_fast.pixels import augment, dsa
+from infoutil_fast.ranges import Count, NotNegative, Part, Positive, Whole, checked
 from infoutil_fast.training import rded_students
 from infoutil_fast.types import InputError, one_of
 
@@ -14,6 +15,7 @@ TILES = ("mosaic", "split")
 LOSSES = ("kl", "mse")
 
 
+@checked
 @dataclass(frozen=True)
 class StudentRecipe:
     """AdamW on shuffled patches, random resized crops, flips and CutMix (RDED, validation/main.py).
@@ -23,26 +25,26 @@ class StudentRecipe:
     test images in the order in which a folder lists them.
     """
 
-    epochs: int = 300  # passes over the distilled set
-    batch: int = 0  # images a step; 0: 10, 50, 100 from ipc 1, 10, 50 on, doubled from 100 classes on
-    lr: float = 1e-3  # at the start; 0 with sgd: the one that the set's method learned
-    weight_decay: float = 0.01  # on weights of two and more dimensions
+    epochs: Count = 300  # passes over the distilled set
+    batch: Whole = 0  # images a step; 0: 10, 50, 100 from ipc 1, 10, 50 on, doubled from 100 classes on
+    lr: NotNegative = 1e-3  # at the start; 0 with sgd: the one that the set's method learned
+    weight_decay: NotNegative = 0.01  # on weights of two and more dimensions
     schedule: str = "half_cosine"  # half_cosine ends at half the rate (RDED); cosine at zero; halving: after .8, .9, .95; step: with sgd
-    bn_updates: int = 2  # running statistics move this often a step (RDED runs each batch forward twice)
-    temperature: float = 20.0  # of soft labels; the loss is not multiplied by its square
+    bn_updates: Count = 2  # running statistics move this often a step (RDED runs each batch forward twice)
+    temperature: Positive = 20.0  # of soft labels; the loss is not multiplied by its square
     cutmix: bool = True  # one box a batch
     optimiser: str = "adamw"  # adamw; sgd: the matching methods' protocol, no cutmix, decay on all weights, rate / 10 half way
     tiles: str = "mosaic"  # stitched images: mosaic, seen whole in shuffled patches (RDED); split, taken apart and each enlarged
-    crop_scale: float = 0.0  # least area share of the random resized crops; 1: none; 0: 1 / factor of a mosaic, none of whole images
+    crop_scale: Part = 0.0  # least area share of the random resized crops; 1: none; 0: 1 / factor of a mosaic, none of whole images
     augment: str = ""  # besides flips: groups of DSA joined by _, randaugment or autoaugment (these two by torchvision)
     loss: str = "kl"  # kl: divergence from the labels; mse: squared error to their logits + .025 cross-entropy (EDC)
-    ema: float = 0.0  # the student tested is the moving average of its weights that keeps this share a step; 0: its last weights
+    ema: Part = 0.0  # the student tested is the moving average of its weights that keeps this share a step; 0: its last weights
     imagenet_stats: bool = False  # RDED's code: students see ImageNet's mean and deviation, whatever the source's
     float_crops: bool = False  # RDED's code: resized training crops are not rounded to bytes
     decay_named: bool = False  # RDED's code: only tensors called "weight" decay, so no position embedding does
     default_stem: bool = False  # RDED's code: the 3x3 stem of a small-image ResNet starts as torch's default, not as its other layers
     resized_test: bool = False  # RDED's code: test images have their short side at (size // 7) * 8 before the centre crop
-    test_per_class: int = 0  # test images of each class, the first ones; 0: all (RDED's code: 50 from 64 px on)
+    test_per_class: Whole = 0  # test images of each class, the first ones; 0: all (RDED's code: 50 from 64 px on)
 
 
 RDED_CODE = "rded-code"
@@ -93,13 +95,8 @@ def check(recipe: StudentRecipe) -> None:
         raise InputError(f"lr must be above 0, not {recipe.lr}")
     elif recipe.schedule not in SCHEDULES:
         raise InputError(f"schedule {recipe.schedule!r} is not known; known: {', '.join(SCHEDULES)}, and step with optimiser sgd")
-    if recipe.epochs < 1:
-        raise InputError(f"epochs must be at least 1, not {recipe.epochs}")
-    if recipe.batch < 0 or recipe.test_per_class < 0:
-        name = "batch" if recipe.batch < 0 else "test_per_class"
-        raise InputError(f"{name} must be 0 ({'the rule' if name == 'batch' else 'all'}) or more, not {getattr(recipe, name)}")
-    if not 0 <= recipe.crop_scale <= 1 or not 0 <= recipe.ema < 1:
-        raise InputError(f"crop_scale must be 0 to 1 and ema 0 to below 1, not {recipe.crop_scale} and {recipe.ema}")
+    if recipe.ema == 1:
+        raise InputError("ema must be below 1: an average that keeps all of itself never learns")
 
 
 def check_sgd(recipe: StudentRecipe) -> None:

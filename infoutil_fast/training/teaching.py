@@ -24,6 +24,7 @@ from infoutil_fast.models import nets
 from infoutil_fast.models.teacher import Facts, save_checkpoint
 from infoutil_fast.pixels import augment
 from infoutil_fast.pixels.views import normalise
+from infoutil_fast.ranges import Count, NotNegative, Positive, Seed, Share, Side, checked
 from infoutil_fast.runtime.device import autocast
 from infoutil_fast.runtime.files import write_bytes
 from infoutil_fast.runtime.rows import as_lines
@@ -32,23 +33,28 @@ from infoutil_fast.types import InputError, one_of
 log = logging.getLogger(__name__)
 
 
+@checked
 @dataclass(frozen=True)
 class Recipe:
     """How a teacher is trained: SGD with Nesterov momentum 0.9, flips, random shifts below 64 px and random resized crops from there on."""
 
     net: str = "convnet3"  # name, see `infoutil info`
-    epochs: int = 20  # passes over the training split
+    epochs: Count = 20  # passes over the training split
     schedule: str = "onecycle"  # onecycle: up for a fifth, then cosine to 0; constant: the paper's early teacher
-    lr: float = 0.1  # peak learning rate
-    batch: int = 128  # images a step
-    weight_decay: float = 5e-4  # on weights of two and more dimensions
-    size: int = 0  # side of the input in pixels; 0: the source's own
-    start_size: int = 0  # side of the training images in the first epoch, growing to train_size (progressive resizing); 0: train_size
-    train_size: int = 0  # side of the training images in the last epoch; below `size` it is faster (FixRes, arXiv:1906.06423); 0: size
-    crop: float = 0.25  # least area share of the random resized crop
-    save_epochs: tuple[int, ...] = ()  # epochs whose weights are kept besides the last
-    seed: int = 0  # initial weights, order and augmentation
+    lr: Positive = 0.1  # peak learning rate
+    batch: Count = 128  # images a step
+    weight_decay: NotNegative = 5e-4  # on weights of two and more dimensions
+    size: Side = 0  # side of the input in pixels; 0: the source's own
+    start_size: Side = 0  # side of the training images in the first epoch, growing to train_size (progressive resizing); 0: train_size
+    train_size: Side = 0  # side of the training images in the last epoch; below `size` it is faster (FixRes, arXiv:1906.06423); 0: size
+    crop: Share = 0.25  # least area share of the random resized crop
+    save_epochs: tuple[Count, ...] = ()  # epochs whose weights are kept besides the last
+    seed: Seed = 0  # initial weights, order and augmentation
     imagenet_stats: bool = False  # the net sees ImageNet's mean and deviation, whatever the source's (RDED, on CIFAR too)
+
+    def __post_init__(self) -> None:
+        if late := [epoch for epoch in self.save_epochs if epoch > self.epochs]:
+            raise InputError(f"save_epochs has epoch {late[0]} of {self.epochs}")
 
 
 EARLY = {"epochs": 10, "schedule": "constant", "lr": 0.001}  # InfoUtil appendix B.2, CIFAR; 0.01 for its other sources
@@ -136,7 +142,7 @@ def teach(
         history.append({"epoch": epoch + 1, "loss": round(loss, 4), "accuracy": right, "images": len(order), "seconds": round(trained, 1)})
         bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{right:.1%}")
         log.info("epoch %d of %d: %s", epoch + 1, recipe.epochs, history[-1])
-        facts = Facts(recipe.net, size, source.mean, source.std, source.classes, epoch + 1, right)
+        facts = Facts(recipe.net, size, source.mean, source.std, source.classes, epoch + 1, right, source=source.spec)
         for name in [f"epoch{epoch + 1:03d}"] * (epoch + 1 in recipe.save_epochs) + ["last"] * last:
             save_checkpoint(out / f"{name}.safetensors", net, facts)
         _save_state(out / "state.pt", identity, net, optimiser, history)

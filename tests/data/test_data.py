@@ -160,16 +160,17 @@ def test_a_broken_image_is_named(folder: Path) -> None:
 
 def test_folder_errors_say_what_is_there(folder: Path) -> None:
     (folder / "val/horse").mkdir()
+    (folder / "val/horse/h.png").write_bytes(b"")
     with pytest.raises(InputError, match="has class 'horse', which train/ has not"):
         open_source(folder)
     (folder / "train/horse").mkdir()
     with pytest.raises(InputError, match="class 'horse' has no image"):
         open_source(folder)
-    (folder / "val").rename(folder / "valid")
-    with pytest.raises(InputError, match=r"needs train/ and val/.*it has train, valid"):
+    (folder / "val").rename(folder / "held")
+    with pytest.raises(InputError, match=r"has train/ but no val/ .*--split 0\.1"):
         open_source(folder)
     with pytest.raises(InputError, match="it has nothing"):
-        open_source(folder / "valid/horse")
+        open_source(folder / "train/horse")
 
 
 @pytest.mark.parametrize("spec", ["nowhere", "nowhere@imagenette", ""])
@@ -420,7 +421,7 @@ def test_missing_and_damaged_batches_are_named(tmp_path: Path) -> None:
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         archive.add(tmp_path / "c/batches.meta", "x/notes")
     (tmp_path / "empty.tar.gz").write_bytes(buffer.getvalue())
-    with pytest.raises(InputError, match="it has no batches"):
+    with pytest.raises(InputError, match="is an archive of x/notes and more: unpack it"):
         open_source(tmp_path / "empty.tar.gz")
 
 

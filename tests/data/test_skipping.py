@@ -15,7 +15,8 @@ from PIL import Image
 from infoutil_fast import distill, open_source
 from infoutil_fast.data import Source
 from infoutil_fast.data.feed import Pixels
-from infoutil_fast.data.source import NAMED, Split, threaded
+from infoutil_fast.data.reading import NAMED, threaded
+from infoutil_fast.data.source import Split
 from infoutil_fast.models.teacher import check_accuracy, load_teacher
 from infoutil_fast.training.teaching import Recipe, teach
 from infoutil_fast.types import InputError, UnreadableError

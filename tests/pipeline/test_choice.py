@@ -106,10 +106,10 @@ def test_each_image_gets_the_smallest_window_that_holds_its_share(digits: Source
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"easiest": 0.0}, "easiest must be above 0"),
-        ({"holding": 1.5}, "holding 0 to 1"),
+        ({"easiest": 0.0}, "easiest must be above 0 and at most 1"),
+        ({"holding": 1.5}, "holding must be 0 or more and at most 1"),
         ({"cover": "k-means"}, "cover 'k-means' is not known; known: facility, herding"),
-        ({"pool": -1}, "pool must be at least 1, or 0 for all images, not -1"),
+        ({"pool": -1}, "pool must be 0 or more, not -1"),
         ({"easiest": 0.01, "ipc": 9}, "9 images cannot be chosen among 1: raise the pool"),
     ],
 )
