@@ -116,7 +116,7 @@ def methods_chart(rows: Rows) -> bytes:
         _ipc_panel(axes, rows, ipc)
     named = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(_run_caption(rows), fontsize=9)
+    figure.suptitle(_run_caption(rows), fontsize=9, parse_math=False)
     return plots.as_png(figure)
 
 

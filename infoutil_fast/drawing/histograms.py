@@ -42,7 +42,7 @@ def histogram(score: np.ndarray, label: np.ndarray, shown: np.ndarray, classes: 
     log, score, scale = _scaled(score)
     _bars(whole, score, log)
     whole.set_ylabel("images")
-    whole.set_title(f"{title}, {len(score)} images; orange: median", loc="left", fontsize=11)
+    whole.set_title(f"{title}, {len(score)} images; orange: median", loc="left", fontsize=11, parse_math=False)
     for row, one in enumerate(shown.tolist()):
         own = score[label == one]
         if len(own):
@@ -73,7 +73,7 @@ def pool_histogram(lines: Sequence[Pair], title: str) -> bytes:
         whole.hist(picks, bins=bins, color=MEDIAN, label=f"chosen, {len(picks)} windows")
         whole.legend(frameon=False, fontsize=9)
     whole.set_ylabel("number")
-    whole.set_title(title, loc="left", fontsize=11)
+    whole.set_title(title, loc="left", fontsize=11, parse_math=False)
     for row, (_, pool, chosen) in enumerate(lines):
         if len(own := np.maximum(pool[np.isfinite(pool)], floor)):
             low, quarter, upper, high = np.quantile(own, (0, 0.25, 0.75, 1))

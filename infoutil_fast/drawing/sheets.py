@@ -97,11 +97,11 @@ def _fitted(image: Image.Image) -> Image.Image:
     return tile
 
 
-def _wrapped(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrapped(text: str, letters: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
+        if lines[-1] and letters.getlength(longer) > width:
             lines.append(word)
         else:
             lines[-1] = longer

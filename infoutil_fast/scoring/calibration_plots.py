@@ -38,7 +38,7 @@ def curves(rows: Rows) -> bytes:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     figure.supylabel("median of |phi - truth|$^2$ / |truth - mean|$^2$", fontsize=11)
-    figure.suptitle(_calibration_caption(first), fontsize=11)
+    figure.suptitle(_calibration_caption(first), fontsize=11, parse_math=False)
     return plots.as_png(figure)
 
 

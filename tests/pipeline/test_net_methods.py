@@ -139,7 +139,7 @@ def test_a_set_without_a_teacher(method: str, digits: Source, tmp_path: Path):
 
 def test_report_and_export_say_that_there_is_no_teacher(digits: Source, tmp_path: Path):
     path = distill(digits, None, tmp_path / "set", method="noise", **OPTIONS)
-    assert "no teacher" in write_report(path).read_text()
+    assert "the method learns without one" in write_report(path).read_text()
     with pytest.raises(InputError, match=r"made without a teacher.*--teacher"):
         export(path, tmp_path / "rded")
     assert not (tmp_path / "rded").exists()

@@ -159,7 +159,7 @@ def test_mistakes_are_one_line_and_leave_no_trace(folder, digits_teacher, tmp_pa
         ("known: border_hadamard", ["shapley", folder, tmp_path / "out", "--design", "magic"]),
         ("payoff 'gold' is not known", ["shapley", folder, tmp_path / "out", "--payoff", "gold"]),
         ("layers 'some' is not known", ["gradnorm", folder, tmp_path / "out", "--layers", "some"]),
-        ("0 (all) or more", ["gradnorm", folder, tmp_path / "out", "--per-class", "-1"]),
+        ("0 or more", ["gradnorm", folder, tmp_path / "out", "--per-class", "-1"]),
     ]
     for message, words in cases:
         assert main(["score", *map(str, words), "--teacher", str(digits_teacher), "--quiet"]) == 2
