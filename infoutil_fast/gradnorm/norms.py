@@ -109,7 +109,14 @@ def ready(
         raise InputError(f"max_memory={max_memory} is not possible: at least 1 byte")
     keeps_apart(model)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise InputError(
+                "a checkpoint with use_reentrant=True in the model gives no gradient by itself: use_reentrant=False"
+            ) from error
 
 
 def scan(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from infoutil_fast.gradnorm import checked
 from infoutil_fast.gradnorm.norms import el2n, grad_norms
@@ -336,6 +337,25 @@ def test_masked_classes(layers: str) -> None:
     else:
         found = grad_norms(model, images, targets)
         torch.testing.assert_close(found, one_by_one(model, images, targets), rtol=2e-4, atol=0, check_dtype=False)
+
+
+class Recomputed(nn.Module):
+    def __init__(self, reentrant: bool):
+        super().__init__()
+        self.first, self.rest, self.reentrant = nn.Conv2d(3, 6, 3), of(nn.Conv2d(6, 6, 3), 6), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.rest, self.first(x).tanh(), use_reentrant=self.reentrant)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of the first look
+def test_activations_that_are_computed_again() -> None:
+    images, targets = torch.randn(5, 3, 8, 8), torch.randint(0, CLASSES, (5,))
+    model = Recomputed(False).eval()
+    expected = one_by_one(model, images, targets)
+    torch.testing.assert_close(grad_norms(model, images, targets), expected, rtol=2e-4, atol=0, check_dtype=False)
+    with pytest.raises(InputError, match="use_reentrant=False"):
+        grad_norms(Recomputed(True), images, targets)
 
 
 NORMS: dict[str, Callable[[], nn.Module]] = {
