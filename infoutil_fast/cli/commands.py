@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from infoutil_fast.cli.options import given, running
-from infoutil_fast.data import open_source
+from infoutil_fast.data import open_source, reopen
 from infoutil_fast.models.import_checkpoint import import_teacher
 from infoutil_fast.pipeline.export_rded import export
 from infoutil_fast.pipeline.planning import prepare
@@ -93,9 +93,10 @@ def _distill(args: argparse.Namespace, show: Show) -> None:
     if args.config and args.preset:
         raise InputError("--config already holds all settings: leave out --preset")
     asked = _again(args.config) if args.config else {"options": {}}
-    source, teacher = args.source or asked.get("source"), args.teacher or asked.get("teacher")
-    if source and args.split is not None:
-        source = open_source(source, args.split)
+    source: Any = args.source or asked.get("source")
+    teacher = args.teacher or asked.get("teacher")
+    if source:
+        source = open_source(source, args.split) if args.source else reopen(source, "as SOURCE")
     if not source or not teacher:
         raise InputError("distill needs SOURCE, OUT and --teacher, or OUT and --config meta.json")
     plan = prepare(

@@ -27,11 +27,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """A line of JSON more. Raises `InputError` with the row in it, which must not be lost, where the disk does not take it."""
+def append_row(path: Path, row: dict[str, Any], said: str) -> None:
+    """A line of JSON more. Raises `InputError` with the row in it, and what it says, where the disk does not take it: nothing is lost."""
     line = json.dumps(row) + "\n"
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(line)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); the result was {line.strip()}") from error
+        raise InputError(f"{path} cannot be written ({error.strerror}); the result was {said}: {line.strip()}") from error

@@ -225,7 +225,7 @@ def _finish(out: Path, images: Images, kind: str, file_format: str) -> dict[str,
     if file_format == "npz":
         _write_npz(file, {**rows, "classes": np.array(images.classes), "skipped": skipped_names})
     else:
-        write_bytes(file, as_csv(rows, images.classes).encode())
+        write_bytes(file, as_csv(rows, images.classes).encode("utf-8", "surrogateescape"))
     drawn = sheets.draw(kind, rows, images.classes, images.split.read)
     for name, data in drawn.items():
         write_bytes(out / name, data)

@@ -142,8 +142,8 @@ def test_a_full_disk_leaves_nothing_half_written_and_loses_no_figure(tmp_path: P
     with pytest.raises(OSError, match=r"No space left on device: '.*/x'"):
         files.write_bytes(tmp_path / "x", b"new")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("x", b"old")]
-    with pytest.raises(InputError, match=r'cannot be written \(.*\); the result was \{"mean": 0.5\}'):
-        files.append_row(tmp_path / "none" / "rows.jsonl", {"mean": 0.5})
+    with pytest.raises(InputError, match=r'cannot be written \(.*\); the result was 50.0%: \{"mean": 0.5\}'):
+        files.append_row(tmp_path / "none" / "rows.jsonl", {"mean": 0.5}, "50.0%")
 
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
