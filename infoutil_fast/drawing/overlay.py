@@ -124,14 +124,14 @@ def strip(values: np.ndarray, low: float, high: float, log: bool = False) -> byt
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Path]]], tile: int = 96) -> Image.Image:
     """One row per class: its name, then its images in tiles of `tile` pixels (small ones by whole numbers, pixels stay squares)."""
-    small = font(12)
+    names_font = font(12)
     names = [clipped(name) for name, _ in rows]
-    margin = max((round(small.getlength(name)) for name in names), default=0) + 16
+    margin = max((round(names_font.getlength(name)) for name in names), default=0) + 16
     columns = max((len(files) for _, files in rows), default=0)
     sheet = Image.new("RGB", (margin + columns * (tile + 3), max(1, len(rows) * (tile + 3))), "white")
     draw = ImageDraw.Draw(sheet)
     for r, (name, (_, files)) in enumerate(zip(names, rows, strict=True)):
-        draw.text((margin - 8, r * (tile + 3) + tile // 2), name, fill="#222222", font=small, anchor="rm")
+        draw.text((margin - 8, r * (tile + 3) + tile // 2), name, fill="#222222", font=names_font, anchor="rm")
         for c, file in enumerate(files):
             with Image.open(file) as opened:
                 image = opened.convert("RGB")
