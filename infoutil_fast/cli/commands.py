@@ -11,7 +11,7 @@ from typing import Any
 
 from infoutil_fast.cli.options import given, running
 from infoutil_fast.contract import Run
-from infoutil_fast.data import open_source
+from infoutil_fast.data import open_source, reopen
 from infoutil_fast.models.import_checkpoint import import_teacher
 from infoutil_fast.pipeline.export_rded import export
 from infoutil_fast.pipeline.planning import prepare
@@ -93,11 +93,10 @@ def _distill(args: argparse.Namespace, show: Show) -> None:
     if args.config and args.preset:
         raise InputError("--config already holds all settings: leave out --preset")
     asked = _again(args.config) if args.config else {"options": {}}
-    source = args.source or asked.get("source")
+    source: Any = args.source or asked.get("source")
     if not source:
         raise InputError("distill needs SOURCE, OUT and, for most methods, --teacher; or OUT and --config meta.json")
-    if args.split is not None:
-        source = open_source(source, args.split)
+    source = open_source(source, args.split) if args.source else reopen(source, "as SOURCE")
     dtype = asked.get("dtype", args.dtype) if args.dtype == "auto" else args.dtype
     plan = prepare(
         source,

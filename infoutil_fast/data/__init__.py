@@ -54,12 +54,12 @@ def is_source(folder: Path) -> bool:
     return (folder / SAVED).is_file() or svhn.is_svhn(folder) or _is_batches(folder) or folders.has_splits(folder)
 
 
-def reopen(spec: str) -> Source:
+def reopen(spec: str, how: str = "with --source (source=)") -> Source:
     """The source that a set or teacher was made from; where it has moved, the error says which option tells its new place."""
     try:
         return open_source(spec)
     except InputError as error:
-        raise InputError(f"{error}; if it has moved, say with --source (source=) where it is") from error
+        raise InputError(f"{error}; if it has moved, say {how} where it is") from error
 
 
 def _open(path: Path, spec: str, holdout: Holdout | None) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from infoutil_fast.data import decode
@@ -12,8 +13,9 @@ from infoutil_fast.data import decode
 log = logging.getLogger(__name__)
 JUNK = ("@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found", "__pycache__", "thumbs.db", "desktop.ini")
 UNREAD = (".heic", ".heif", ".svg", ".psd", ".eps", ".pdf", ".dcm", ".nii", ".raw", ".dng", ".cr2", ".nef", ".arw", ".jxl", ".exr")
-# Files that a command of ours writes into its folder: what lies beside one is a result, no input.
-OURS = ("meta.json", "score.json", "state.pt", "last.safetensors", "imported.json", "calibration.jsonl", "table.json", "rows.jsonl")
+# Files that a command of ours writes first into its folder, and words that ours have in them: what lies beside is a result, no input.
+OURS = {"meta.json": (b'"format"', b'"method"'), "score.json": (b'"score"', b'"teacher"'), "last.safetensors": (b'"infoutil_fast"',)}
+OURS |= {"state.pt": (b"identity",), "imported.json": (b'"outputs_of_file"',), "calibration.jsonl": (b'"payoff"',)}
 NAMED = 5  # of each kind
 
 HIDDEN, OTHER = "hidden entries and system folders", "files that are no images"  # told, but not as a warning
@@ -48,6 +50,16 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK
 
 
+def is_result(folder: Path) -> bool:
+    """Whether a command of ours has written into a folder; a file that only has the name of one of ours does not make it so."""
+    for name, words in OURS.items():
+        with suppress(OSError), open(folder / name, "rb") as file:
+            start = file.read(1 << 16)
+            if all(word in start for word in words):
+                return True
+    return False
+
+
 def is_image(name: str) -> bool:
     return name.lower().endswith(decode.EXTENSIONS)
 
@@ -62,7 +74,7 @@ def entries(folder: Path, left: Left) -> tuple[list[str], list[str]]:
         if is_hidden(entry.name):
             left.add(HIDDEN, name)
         elif entry.is_dir():
-            if any(os.path.lexists(os.path.join(entry.path, file)) for file in OURS):
+            if is_result(Path(entry.path)):
                 left.add(RESULTS, name)
             else:
                 folders.append(entry.name)

@@ -117,6 +117,6 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Path]]], tile: int = 96) ->
 
 
 def clipped(name: str, length: int = 24) -> str:
-    """On one line, cut where it is longer."""
-    name = " ".join(name.split())
+    """On one line, cut where it is longer; bytes that are no UTF-8 as question marks, which a font can draw."""
+    name = " ".join(name.encode("utf-8", "replace").decode().split())
     return name if len(name) <= length else name[: length - 1] + "…"

@@ -67,9 +67,9 @@ def _sheet(
 
 def sheet(lines: Sequence[tuple[str, Sequence[Tile]]], title: str) -> Image.Image:
     """A row for each line: its name, then its pictures on tiles, each with its caption below; the title on top."""
-    small, head = font(12), font(13)
+    names_font, head = font(12), font(13)
     names = [clipped(name) for name, _ in lines]
-    margin = max((round(small.getlength(name)) for name in names), default=0) + 16
+    margin = max((round(names_font.getlength(name)) for name in names), default=0) + 16
     across = max((len(tiles) for _, tiles in lines), default=0)
     width = max(margin + across * (TILE + GAP), 640)
     told = _wrapped(title, head, width - 16)
@@ -80,7 +80,7 @@ def sheet(lines: Sequence[tuple[str, Sequence[Tile]]], title: str) -> Image.Imag
         draw.text((8, 4 + 18 * i), line, fill="#222222", font=head)
     for r, (name, (_, tiles)) in enumerate(zip(names, lines, strict=True)):
         y = top + r * height
-        draw.text((margin - 8, y + TILE // 2), name, fill="#222222", font=small, anchor="rm")
+        draw.text((margin - 8, y + TILE // 2), name, fill="#222222", font=names_font, anchor="rm")
         for c, (image, caption) in enumerate(tiles):
             x = margin + c * (TILE + GAP)
             picture.paste(_fitted(image), (x, y))

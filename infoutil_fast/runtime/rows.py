@@ -61,12 +61,12 @@ def append(file: Path, rows: Iterable[Row]) -> None:
         lines.write(text)
 
 
-def append_result(file: Path, row: Row) -> None:
-    """As `append`, of a row that took long. Raises `InputError` with the row in it, so that it is not lost where the disk is full."""
+def append_result(file: Path, row: Row, said: str) -> None:
+    """As `append`, of a row that took long. Raises `InputError` with it and what it says where the disk does not take it."""
     try:
         append(file, [row])
     except OSError as error:
-        raise InputError(f"{file} cannot be written ({error.strerror}); the result was {json.dumps(row)}") from error
+        raise InputError(f"{file} cannot be written ({error.strerror}); the result was {said}: {json.dumps(row)}") from error
 
 
 def read(file: Path) -> list[Row]:

@@ -208,7 +208,7 @@ def _finish(out: Path, images: ScoringInput, kind: str, file_format: str) -> dic
     if file_format == "npz":
         write_arrays(file, {**rows, "classes": np.array(images.classes), "skipped": skipped_names})
     else:
-        write_bytes(file, as_csv(rows, images.classes).encode())
+        write_bytes(file, as_csv(rows, images.classes).encode("utf-8", "surrogateescape"))
     drawn = sheets.score_pictures(kind, rows, images.classes, images.split.read)
     for name, data in drawn.items():
         write_bytes(out / name, data)

@@ -100,7 +100,7 @@ def evaluate(
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "date": datetime.date.today().isoformat(),
     }
-    append_result(Path(path) / "evaluations.jsonl", row)
+    append_result(Path(path) / "evaluations.jsonl", row, f"{row['mean']:.1%}")
     return row
 
 

@@ -19,7 +19,7 @@ from infoutil_fast.cli import main
 from infoutil_fast.cli.commands import COMMANDS
 from infoutil_fast.cli.parser import parse
 from infoutil_fast.data import decode
-from infoutil_fast.runtime import files
+from infoutil_fast.runtime import files, rows
 from infoutil_fast.types import InputError
 
 
@@ -85,7 +85,7 @@ def test_a_method_is_looked_for_behind_distill_alone(capsys: pytest.CaptureFixtu
         (["teach", "--crop", "2"], "crop must be above 0 and at most 1"),
         (["teach", "--size", "100000"], "size must be 0 or more and at most 4,096"),
         (["teach", "--epochs", "1.5"], "epochs must be a whole number"),
-        (["teach", "--save-epochs", "1,x"], "is no list with commas: must be a whole number"),
+        (["teach", "--save-epochs", "1,x"], "save_epochs must be a whole number, not 'x'"),
         (["teach", "--save-epochs", "0"], "must be at least 1"),
         (["teach", "--save-epochs", "99", "--epochs", "1"], "save_epochs has epoch 99 of 1"),
         (["teach", "--net", "convnet3-w9999999"], "GB of memory are free"),
@@ -127,6 +127,7 @@ def test_warnings_name_the_file_and_obey_quiet(monkeypatch: pytest.MonkeyPatch, 
     for level, said in ((logging.INFO, "a/b.jpg: Corrupt EXIF data"), (logging.WARNING, "")):
         caplog.clear()
         with warnings.catch_warnings(), caplog.at_level(level):
+            warnings.simplefilter("always")
             cli._log_warnings()
             warnings.warn("Corrupt EXIF data", UserWarning, stacklevel=1)
         assert said in caplog.text
@@ -142,8 +143,9 @@ def test_a_full_disk_leaves_nothing_half_written_and_loses_no_figure(tmp_path: P
     with pytest.raises(OSError, match=r"No space left on device: '.*/x'"):
         files.write_bytes(tmp_path / "x", b"new")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("x", b"old")]
-    with pytest.raises(InputError, match=r'cannot be written \(.*\); the result was \{"mean": 0.5\}'):
-        files.append_row(tmp_path / "none" / "rows.jsonl", {"mean": 0.5})
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match=r'cannot be written \(.*\); the result was 50.0%: \{"mean": 0.5\}'):
+        rows.append_result(tmp_path / "file" / "rows.jsonl", {"mean": 0.5}, "50.0%")
 
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]

@@ -208,7 +208,7 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path, caplog: pytest.Lo
     (root / "train/cat/raw.HEIC").write_bytes(b"x")
     (root / "train/gone").symlink_to(tmp_path / "nowhere")
     paint(root / "train/dog/results/maps.png")
-    (root / "train/dog/results/score.json").write_text("{}")
+    (root / "train/dog/results/score.json").write_text('{"score": "shapley", "teacher": {}}')
     with caplog.at_level(logging.INFO):
         assert counts(open_source(root)) == (8, 4)
     for said in (
@@ -227,8 +227,10 @@ def test_empty_folders_beside_class_folders_are_left_out(tmp_path: Path) -> None
     fill(tmp_path, {"": 3})
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/readme.md").write_text("x")
-    (tmp_path / "teacher").mkdir()
-    (tmp_path / "teacher/last.safetensors").write_bytes(b"")
+    for name in ("cat", "dog"):  # of the data, not ours
+        (tmp_path / name / "meta.json").write_text('{"photographer": "x"}')
+    paint(tmp_path / "set/images/00000/00000.png")
+    (tmp_path / "set/meta.json").write_text('{"format": 1, "method": "rded"}')
     assert open_source(tmp_path, split=0.3).classes == tuple(sorted(CLASSES))
 
 
