@@ -10,7 +10,6 @@ from infoutil_fast import methods
 from infoutil_fast.benchmarks import tables
 from infoutil_fast.benchmarks.entrants import CHOICES, DEMO, ENTRANTS, FREE, MATCHING, PAPER
 from infoutil_fast.drawing.plots import LINES
-from infoutil_fast.pipeline.planning import configure
 from infoutil_fast.runtime import rows
 from infoutil_fast.scoring import calibration_plots
 
@@ -21,7 +20,7 @@ RESULTS = Path(__file__).parents[2] / "bench" / "results"
 def test_every_entrant_is_a_setting_of_its_method(name):
     asked = ENTRANTS[name].asked(ipc=3, seed=5)
     module, preset = methods.load(asked.pop("method")), asked.pop("preset", None)
-    config = configure(module, preset, asked)
+    config = module.configure(preset, asked)
     assert (config.ipc, config.seed) == (3, 5)
     assert all(getattr(config, key) == value for key, value in ENTRANTS[name].options.items() if key != "preset")
     assert ENTRANTS[name].colour in LINES
