@@ -10,6 +10,7 @@ import numpy as np
 from infoutil_fast.drawing import plots
 from infoutil_fast.drawing.overlay import clipped
 from infoutil_fast.drawing.plots import INK, MEDIAN, PALE
+from infoutil_fast.drawing.text import plain_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,6 +106,7 @@ def _panels(rows: int) -> tuple[Figure, Axes, Axes]:
 def _name_rows(axes: Axes, names: Sequence[str], label: str) -> None:
     """From the top down, each by its class."""
     axes.set(yticks=range(len(names)), yticklabels=[clipped(name) for name in names], ylim=(len(names) - 0.5, -0.5))
+    plain_ticks(axes)
     axes.set_xlabel(label)
 
 
