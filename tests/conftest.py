@@ -29,8 +29,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.seed is None:
+    """One seed for a run; of several processes (`-n`), which share the processors, each takes one thread."""
+    if hasattr(config, "workerinput"):
+        config.option.seed = config.workerinput["seed"]
+        torch.set_num_threads(1)
+    elif config.option.seed is None:
         config.option.seed = secrets.randbelow(1 << 31)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Of pytest-xdist: a process that runs a part of the tests."""
+    node.workerinput["seed"] = node.config.option.seed
 
 
 def pytest_report_header(config: pytest.Config) -> str:

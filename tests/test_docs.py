@@ -62,7 +62,7 @@ BLOCKS = {"ipc=10": "ipc=1, pool=4", "epochs=20": "epochs=1, batch=10, lr=0.02",
 ELSEWHERE = {
     "infoutil demo": "tests/cli/test_demo.py",
     "python3 -m venv .venv": ".ci/run",
-    "python -m pytest": "tests/test_docs.py",  # this run
+    "python -m pytest -n auto --dist loadscope": ".ci/run",
 }
 
 
@@ -290,6 +290,11 @@ def test_the_pages_are_read_whole() -> None:
     assert {"README.md", "docs/patch_shapley.md", "docs/grad_norms.md", "docs/kernel_shap.md", "docs/cli.md"} <= {b.page for b in PYTHON}
     documented = {" ".join(command.split()[1:2]) for command in commands if command.startswith("infoutil ")}
     assert {*COMMANDS, "bench"} == documented, "docs/cli.md has an example of every command"
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    (command,) = re.findall(r"\.venv/bin/python (-m pytest.*)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert (ROOT / ".ci" / "run").read_text().endswith(f'"$bin/python" {command}\n')
 
 
 def test_links_lead_to_files() -> None:

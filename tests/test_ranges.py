@@ -72,7 +72,7 @@ def test_every_number_of_a_recipe_declares_its_range() -> None:
     from infoutil_fast.training.recipes import StudentRecipe
     from infoutil_fast.training.teaching import Recipe
 
-    named = [Recipe, ExpertRecipe, StudentRecipe, ShapleyOptions, *(methods.load(name).Config for name in ("infoutil", "rded", "random"))]
+    named = [Recipe, ExpertRecipe, StudentRecipe, ShapleyOptions, *(methods.load(name).config for name in methods.available())]
     for config in named:
         numbers = {f.name for f in fields(config) if type(f.default) in (int, float)}
         assert numbers <= ranges.declared(config).keys(), config
