@@ -33,6 +33,7 @@ from safetensors.torch import save, save_file
 from infoutil_fast.data import decode, open_source
 from infoutil_fast.models.checkpoints import read_state
 from infoutil_fast.models.teacher import load_checkpoint
+from infoutil_fast.runtime.files import as_json
 from infoutil_fast.sets import partial, store
 from infoutil_fast.synthesis.replay_buffers import read_buffer
 from infoutil_fast.types import InputError
@@ -154,7 +155,7 @@ def make_buffer(path: Path, rng: Rng) -> Path:
 def make_set(path: Path, rng: Rng) -> Path:
     meta = {"format": store.FORMAT, "method": "random", "config": {}, "ipc": 2, "factor": 1, "size": 8, "seed": 0}
     meta |= {"source": {"name": "s", "spec": "demo", "classes": ["a", "b"]}, "teacher": {"name": "t"}, "label_teacher": None}
-    (path / "meta.json").write_bytes(store.encode(meta))
+    (path / "meta.json").write_bytes(as_json(meta))
     (path / "timings.jsonl").write_text(json.dumps({"label": 0, "seconds": {}}) + "\n")
     for label in range(2):
         for folder in ("images", "labels", "scores"):

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,9 +152,23 @@ def test_a_full_disk_leaves_nothing_half_written_and_loses_no_figure(tmp_path: P
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
+def as_from_a_terminal() -> None:
+    """Processes of pytest-xdist ignore Ctrl-C, and so would those that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def started(*words: str) -> subprocess.Popen[str]:
     code = "import sys; from infoutil_fast.cli import main; print('begun', flush=True); sys.exit(main())"
-    return subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code, *words], preexec_fn=as_from_a_terminal, **pipes)
+
+
+def ended(child: subprocess.Popen[str]) -> str:
+    """What it said; a process that does not end is not left to run."""
+    try:
+        return child.communicate(timeout=120)[1]
+    finally:
+        child.kill()
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=str)
@@ -164,7 +179,7 @@ def test_a_signal_while_the_libraries_load_is_one_line(number: signal.Signals, w
     assert child.stdout.readline() == "begun\n"
     time.sleep(wait)
     child.send_signal(number)
-    said = child.communicate(timeout=120)[1]
+    said = ended(child)
     assert child.returncode == 128 + number
     assert len(said.strip().splitlines()) == 1
     assert said.startswith("infoutil: interrupted")
@@ -177,7 +192,7 @@ def test_a_signal_at_work_is_one_line(number: signal.Signals, tmp_path: Path) ->
     while not (tmp_path / "t/state.pt").exists() and time.monotonic() < limit:
         time.sleep(0.1)
     child.send_signal(number)
-    said = child.communicate(timeout=120)[1]
+    said = ended(child)
     assert child.returncode == 128 + number
     assert said.startswith("infoutil: interrupted; teach and experts go on")
     assert len(said.strip().splitlines()) == 1

@@ -471,8 +471,9 @@ def test_a_pool_is_drawn_by_seed_and_label_only() -> None:
     assert set(source.pool(2, 7, seed=3)) <= set(pool)
     np.testing.assert_array_equal(source.pool(0, 31, 5), source.train.of_class(0))
     np.testing.assert_array_equal(source.pool(1, 10**6, -1), source.train.of_class(1))
-    with pytest.raises(InputError, match="not 0"):
-        source.pool(0, 0, 0)
+    np.testing.assert_array_equal(source.pool(2, 0, 3), source.train.of_class(2))
+    with pytest.raises(InputError, match="not -1"):
+        source.pool(0, -1, 0)
 
 
 def test_a_pool_is_the_same_on_every_platform() -> None:

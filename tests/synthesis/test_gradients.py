@@ -112,7 +112,7 @@ def test_first_order_drifts_off_with_step_size_and_steps(seed):
     means = []
     for lr, count in settings:
         found = []
-        for i in range(8):
+        for i in range(16):
             generator = Generator().manual_seed(seed + i)
             net = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, CLASSES)).double()
             with torch.no_grad():
