@@ -181,7 +181,7 @@ def read_set(path: Path) -> None:
     for index in range(len(dataset)):
         dataset[index]
     dataset.floats()
-    found = partial.read(path, 3)
+    found = partial.open_partial(path, 3)
     for label in found.shown:
         found.scores(label, "image", "name", "score")
     partial.lines(path / "timings.jsonl")
