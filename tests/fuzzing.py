@@ -33,6 +33,7 @@ from safetensors.torch import save, save_file
 from infoutil_fast.data import decode, open_source
 from infoutil_fast.models.checkpoints import read_state
 from infoutil_fast.models.teacher import load_checkpoint
+from infoutil_fast.runtime import rows
 from infoutil_fast.runtime.files import as_json
 from infoutil_fast.sets import partial, store
 from infoutil_fast.synthesis.replay_buffers import read_buffer
@@ -184,7 +185,7 @@ def read_set(path: Path) -> None:
     found = partial.open_partial(path, 3)
     for label in found.shown:
         found.scores(label, "image", "name", "score")
-    partial.lines(path / "timings.jsonl")
+    rows.readable(path / "timings.jsonl")
 
 
 READERS: dict[str, tuple[Make, Read]] = {
