@@ -199,5 +199,4 @@ def there(study: Study) -> list[dict[str, Any]]:
 
 def missing(study: Study, lines: list[dict[str, Any]]) -> list[Cell]:
     """The cells of the grid that have no line."""
-    keys = [cell.key(study.grid, study.judge) for cell in cells(study.grid)]
-    return [cell for cell, key in zip(cells(study.grid), keys, strict=True) if not any(key.items() <= line.items() for line in lines)]
+    return [c for c in cells(study.grid) if not any(c.key(study.grid, study.judge).items() <= line.items() for line in lines)]

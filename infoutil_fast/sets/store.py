@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from infoutil_fast.data import decode
 from infoutil_fast.runtime import rows
 from infoutil_fast.runtime.files import Kind, begin_folder, write_arrays, write_bytes
+from infoutil_fast.sets.labels import STORED
 from infoutil_fast.types import ClassShard, InputError, one_of
 
 FORMAT = 1
@@ -163,7 +164,7 @@ def load(path: str | Path, labels: str = "hard", transform: Callable[[Any], Any]
     transform: applied to each PIL image. Raises `InputError` for a folder that is not a set, and for one that is not finished.
     """
     path = Path(path)
-    one_of("labels", labels, ("hard", "soft"))
+    one_of("labels", labels, STORED)
     meta = read_meta(path)
     classes = class_names(path, meta)
     missing = [label for label in range(len(classes)) if not is_done(path, label)]
